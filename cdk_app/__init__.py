@@ -1,0 +1,1 @@
+"""The CDK app: what `cdk deploy` puts into an account."""

@@ -1,0 +1,1 @@
+"""The stacks, lowest churn first."""

@@ -1,0 +1,1 @@
+"""Doorways: one folder per Lambda function, one handler in each."""

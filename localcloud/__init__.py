@@ -1,0 +1,1 @@
+"""An AWS of this machine: the same stacks, handlers, jobs and workflows, locally."""

@@ -1,0 +1,1 @@
+"""The only place with third-party clients: each module fulfils a protocol of the library."""

@@ -1,0 +1,76 @@
+"""Every error that Narrows raises on purpose, under one base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class NarrowsError(Exception):
+    """The base of every error that a caller of Narrows may want to catch."""
+
+
+class InvalidInput(NarrowsError):
+    """A value that came from outside cannot be used; says which, what it was, and what to send instead."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        self.field = field
+        self.value = _shown(value)
+        self.remedy = remedy
+        super().__init__(f"field '{field}': {self.value} is not allowed; {remedy}")
+
+
+class UnknownSurface(InvalidInput):
+    """The app declares no such surface."""
+
+
+class TooLarge(InvalidInput):
+    """The input is over its size limit and was not read."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a settings file: where it is, what stands there, and what to write instead."""
+
+    file: str
+    path: str
+    value: object
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.path} = {_shown(self.value)}: {self.remedy}"
+
+
+class SettingsError(NarrowsError):
+    """The settings cannot be used; `problems` lists every mistake found, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        noun = "problem" if len(self.problems) == 1 else "problems"
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        super().__init__(f"{len(self.problems)} {noun} in the settings:\n{lines}")
+
+
+class FingerprintMismatch(NarrowsError):
+    """A model was trained on other features than the ones that would be served to it."""
+
+
+class SnapshotError(NarrowsError):
+    """An item snapshot or one of its deltas is damaged, incomplete or out of order."""
+
+
+class BundleError(NarrowsError):
+    """A model bundle is damaged or incomplete."""
+
+
+class StoreUnavailable(NarrowsError):
+    """A store did not answer in time, or refused."""
+
+
+class Conflict(NarrowsError):
+    """Somebody else wrote first: the conditional write was refused and nothing was changed."""
+
+
+def _shown(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -1,0 +1,1 @@
+"""Feature kinds, declarations, visitor state and the vectors that models read."""

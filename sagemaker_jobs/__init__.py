@@ -1,0 +1,1 @@
+"""Training jobs under the SageMaker container contract, one folder each."""
