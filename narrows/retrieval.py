@@ -27,8 +27,8 @@ class Query:
     """What the sources may know of a request; rows are the snapshot's, and never -1.
 
     `history` runs from the oldest to the newest, with `history_times` (epoch seconds) and `history_weights`
-    (labels of the event types) alongside. `seeds` are the product page's item or the cart's items; `segment` is
-    "" when unknown.
+    (labels of the event types) alongside. `seeds` are the product page's item or the cart's items; `segment`
+    is "" when unknown.
     """
 
     history: Rows
@@ -67,7 +67,7 @@ class CandidateSource(Protocol):
 class Candidates:
     """The union of the sources' answers: one line per row, one column per source asked.
 
-    `ranks` int32[n, s] count from 0, and are -1 where that source did not return the row; `scores` are nan there.
+    `ranks` int32[n, s] count from 0, and are -1 where that source did not return the row, as `scores` are nan.
     """
 
     rows: Rows
@@ -110,8 +110,8 @@ def gather(
 ) -> Gathered:
     """Ask every source at once and merge what arrives in time; never raises for a source's sake.
 
-    A source's time is `share` of `budget_s`, the surface's whole deadline, and ends at the latest at `deadline`, a
-    moment of `clock` in seconds. An answer after that is dropped even if it is at hand.
+    A source's time is `share` of `budget_s`, the surface's whole deadline, and ends at the latest at
+    `deadline`, a moment of `clock` in seconds. An answer after that is dropped even if it is at hand.
     """
     started = clock()
     failures = {quota.name: "absent" for quota in quotas if quota.name not in sources}

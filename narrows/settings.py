@@ -47,7 +47,7 @@ class SourceQuota:
 
 @dataclass(frozen=True)
 class Diversity:
-    """`lambda_` 1 keeps the ranker's order, 0 shows only variety; `caps`: most items per value of a column."""
+    """`lambda_` 1 keeps the ranker's order, 0 only seeks variety; `caps`: most items per value of a column."""
 
     method: Literal["mmr", "none"] = "none"
     lambda_: float = 1.0
@@ -75,8 +75,8 @@ class FeatureDeclaration:
     """A feature as data; the registry turns it into a kind.
 
     `parameters` holds every key of the declaration that is not a field here. A duration there is given in
-    seconds under its name with `_s`: `half_life = "7d"` becomes `half_life_s: 604800.0`. By kind: `count` none;
-    `decayed_count` half_life_s; `smoothed_rate` per (event types of the denominator), prior_successes,
+    seconds under its name with `_s`: `half_life = "7d"` becomes `half_life_s: 604800.0`. By kind: `count`
+    none; `decayed_count` half_life_s; `smoothed_rate` per (event types of the denominator), prior_successes,
     prior_trials and, where it decays, half_life_s; `last_n` keep.
     """
 
@@ -96,7 +96,7 @@ class FeatureDeclaration:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of the gate; when its data is older than `max_age_s`, "closed" drops the item, "open" lets it pass."""
+    """A rule of the gate; over data older than `max_age_s`, "closed" drops the item, "open" lets it pass."""
 
     name: str
     after: After
@@ -114,7 +114,8 @@ class Freshness:
 
 @dataclass(frozen=True)
 class PromotionGate:
-    """A candidate is promoted when `metric` beats the current model's by `margin`, and no segment loses more."""
+    """A candidate model must beat the current one's `metric` by `margin`; no segment may lose more than its
+    own margin."""
 
     metric: str
     margin: float

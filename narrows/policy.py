@@ -1,0 +1,197 @@
+"""What may be shown at all: the rules' state in this process, and the gate that is last on every path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrows.retrieval import Rows
+from narrows.settings import Rule
+
+ChangeKind = Literal["stock", "region", "block"]
+Value = bool | tuple[str, ...]
+Bits = NDArray[np.bool_]
+RowsOf = Callable[[Sequence[str]], Rows]
+
+NEVER = float("-inf")
+UNKNOWN_ITEM = "unknown_item"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One fact about an item, from `at` (epoch seconds) on.
+
+    `value` by kind: "stock" True for in stock; "block" True for blocked; "region" the regions where it may not
+    be shown. The log gives the version when it appends; until then it is 0.
+    """
+
+    kind: ChangeKind
+    item_id: str
+    value: Value
+    version: int = 0
+    at: float = 0.0
+
+
+class PolicyLog(Protocol):
+    """The ordered log of changes that every process follows."""
+
+    def read(self, since: int) -> Sequence[Change]:
+        """Every change with a version above `since`, in order of version; StoreUnavailable when it cannot."""
+
+    def append(self, changes: Sequence[Change], *, now: float) -> int:
+        """Append all of them or none, each under the next version; returns the last version."""
+
+
+@dataclass(frozen=True, eq=False)
+class PolicyState:
+    """What this process knows of the log, as bitmaps over rows; never changed in place, only succeeded.
+
+    `facts` keeps the newest value of each (kind, item id), also of items that have no row yet. `refreshed_at`
+    is when the log last answered, -inf when it never did.
+    """
+
+    rows_of: RowsOf
+    size: int
+    version: int
+    refreshed_at: float
+    facts: Mapping[tuple[str, str], Change]
+    blocked: Bits
+    out_of_stock: Bits
+    restricted: Mapping[str, Bits]
+
+    @classmethod
+    def empty(cls, rows_of: RowsOf, size: int) -> PolicyState:
+        """A state that has never heard from the log: closed rules let nothing pass."""
+        return cls(rows_of, size, 0, NEVER, {}, np.zeros(size, np.bool_), np.zeros(size, np.bool_), {})
+
+    def apply(self, changes: Iterable[Change], version: int, now: float) -> PolicyState:
+        """The state after these changes and a log that stood at `version` at `now`.
+
+        The newest version of a fact wins, so a change that comes twice or late alters nothing.
+        """
+        facts = dict(self.facts)
+        fresh: dict[tuple[str, str], Change] = {}
+        for change in changes:
+            key = (change.kind, change.item_id)
+            if key not in facts or facts[key].version < change.version:
+                facts[key] = fresh[key] = change
+        version = max([self.version, version, *(change.version for change in fresh.values())])
+        known = replace(self, version=version, refreshed_at=max(self.refreshed_at, now), facts=facts)
+        return _drawn(known, list(fresh.values())) if fresh else known
+
+    def bind(self, rows_of: RowsOf, size: int) -> PolicyState:
+        """The same facts over another snapshot's rows."""
+        blank = PolicyState.empty(rows_of, size)
+        bound = replace(blank, version=self.version, refreshed_at=self.refreshed_at, facts=self.facts)
+        return _drawn(bound, list(self.facts.values()))
+
+    def age_s(self, now: float) -> float:
+        """Seconds since the log last answered; inf when it never did."""
+        return now - self.refreshed_at
+
+
+def _drawn(state: PolicyState, changes: Sequence[Change]) -> PolicyState:
+    """`state` with new bitmaps in which these changes are drawn; the old bitmaps stay as they are."""
+    rows = state.rows_of([change.item_id for change in changes])
+    blocked, out_of_stock = state.blocked.copy(), state.out_of_stock.copy()
+    restricted = {region: bits.copy() for region, bits in state.restricted.items()}
+    for change, row in zip(changes, rows.tolist(), strict=True):
+        if not 0 <= row < state.size:
+            continue
+        if change.kind == "block":
+            blocked[row] = bool(change.value)
+        elif change.kind == "stock":
+            out_of_stock[row] = not change.value
+        else:
+            _restrict(restricted, row, _regions(change.value), state.size)
+    return replace(state, blocked=blocked, out_of_stock=out_of_stock, restricted=MappingProxyType(restricted))
+
+
+def _regions(value: Value) -> tuple[str, ...]:
+    return () if isinstance(value, bool) else value
+
+
+def _restrict(restricted: dict[str, Bits], row: int, regions: tuple[str, ...], size: int) -> None:
+    for bits in restricted.values():
+        bits[row] = False
+    for region in regions:
+        restricted.setdefault(region, np.zeros(size, np.bool_))[row] = True
+
+
+@dataclass(frozen=True, eq=False)
+class GateContext:
+    """Who is asking: `region` "" and `do_not_show` None when they are not known."""
+
+    region: str = ""
+    do_not_show: Rows | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """`allowed` bool[n]; `dropped_by`: for each row the rule that dropped it first, "" where allowed."""
+
+    allowed: Bits
+    dropped_by: tuple[str, ...]
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+
+def gate(
+    rows: Rows, *, state: PolicyState, rules: Sequence[Rule], context: GateContext, now: float
+) -> Verdict:
+    """Judge the rows by every rule; one whose data is too old or unknown drops or passes all, as it declares.
+
+    A drop is counted under the rule's name, under "<name>:stale" when only the age of the data caused it, and
+    under "unknown_item" for a row that the state does not cover.
+    """
+    covered = (rows >= 0) & (rows < state.size)
+    names = np.full(len(rows), UNKNOWN_ITEM, object)
+    open_ = covered.copy()
+    for rule in rules:
+        name, dropped = _judge(rule, np.where(covered, rows, 0), state, context, now)
+        names[open_ & dropped] = name
+        open_ &= ~dropped
+    names[open_] = ""
+    found, counts = np.unique(names[~open_].astype(str), return_counts=True)
+    return Verdict(open_, tuple(names), dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+
+def _judge(rule: Rule, rows: Rows, state: PolicyState, context: GateContext, now: float) -> tuple[str, Bits]:
+    """The name to count the drops under, and which of the rows are dropped."""
+    if rule.name == "do_not_show":
+        stale, dropped = context.do_not_show is None, _hidden(rows, context.do_not_show)
+    else:
+        age_s = state.age_s(now)
+        stale = age_s == float("inf") or (rule.max_age_s is not None and age_s > rule.max_age_s)
+        dropped = _listed(rule, rows, state, context)
+    if stale and rule.after == "closed":
+        return f"{rule.name}:stale", np.ones(len(rows), np.bool_)
+    return rule.name, dropped
+
+
+def _hidden(rows: Rows, do_not_show: Rows | None) -> Bits:
+    return np.zeros(len(rows), np.bool_) if do_not_show is None else np.isin(rows, do_not_show)
+
+
+def _listed(rule: Rule, rows: Rows, state: PolicyState, context: GateContext) -> Bits:
+    if rule.name == "blocked":
+        return state.blocked[rows]
+    if rule.name == "stock":
+        return state.out_of_stock[rows]
+    return _restricted_in(context.region, rows, state, rule)
+
+
+def _restricted_in(region: str, rows: Rows, state: PolicyState, rule: Rule) -> Bits:
+    """Where the region is unknown, a closed rule drops what is restricted anywhere."""
+    if region:
+        asked = [state.restricted[region]] if region in state.restricted else []
+    else:
+        asked = list(state.restricted.values()) if rule.after == "closed" else []
+    dropped = np.zeros(len(rows), np.bool_)
+    for bits in asked:
+        dropped |= bits[rows]
+    return dropped
