@@ -1,0 +1,206 @@
+"""The simulated market: what it promises about its log, measured on the log."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime
+
+import numpy as np
+import pytest
+
+from narrows.errors import InvalidInput
+from narrows.market import DAY_S
+from narrows.simulator import Behaviour, Market, examination
+
+Event = dict[str, object]
+N = 30_000
+
+
+@pytest.fixture(scope="module")
+def market() -> Market:
+    return Market(11, users=600, items=1500)
+
+
+@pytest.fixture(scope="module")
+def log(market: Market) -> list[Event]:
+    return list(market.events(N, market.as_of - 30 * DAY_S, market.as_of))
+
+
+def test_same_seed_gives_the_same_events_and_another_seed_does_not(market: Market, log: list[Event]) -> None:
+    """A market is a function of its seed."""
+    window = (market.as_of - 30 * DAY_S, market.as_of)
+    assert list(Market(11, users=600, items=1500).events(N, *window)) == log
+    assert list(Market(12, users=600, items=1500).events(N, *window)) != log
+
+
+def test_exactly_as_many_events_as_asked_inside_the_window(market: Market, log: list[Event]) -> None:
+    """Repeated deliveries count as deliveries, and no event is sent before the start or after the end."""
+    sent = [_sent(event) for event in log]
+    assert len(log) == N
+    assert market.as_of - 30 * DAY_S <= min(sent)
+    assert max(sent) <= market.as_of
+
+
+def test_share_of_anonymous_sessions_is_the_declared_one(log: list[Event]) -> None:
+    """About 35 sessions in a hundred have no user, and a session either has one user or none."""
+    users: dict[object, set[object]] = {}
+    for event in log:
+        users.setdefault(event["session_id"], set()).add(event.get("user_id"))
+    assert all(len(found) == 1 for found in users.values())
+    anonymous = np.mean([found == {None} for found in users.values()])
+    assert anonymous == pytest.approx(0.35, abs=0.02)
+
+
+def test_position_bias_is_the_declared_one(log: list[Event]) -> None:
+    """Slates are shown in random order, so clicks by position fall exactly as examination does."""
+    clicks = Counter(event["position"] for event in _once(log) if event["event_type"] == "click")
+    measured = np.array([clicks[position] / clicks[1] for position in range(1, 11)])
+    np.testing.assert_allclose(measured, examination(10), atol=0.06)
+
+
+def test_late_purchases_come_hours_after_later_events(log: list[Event]) -> None:
+    """About three purchases in ten are delivered an hour or more after they were sent."""
+    newest, late, purchases = 0.0, 0, 0
+    for event in log:
+        newest = max(newest, _sent(event))
+        if event["event_type"] == "purchase":
+            purchases += 1
+            late += newest - _sent(event) > 3000.0
+    assert late / purchases == pytest.approx(0.3, abs=0.07)
+
+
+def test_some_events_are_delivered_twice_and_unchanged(log: list[Event]) -> None:
+    """Half a percent of the deliveries repeat an earlier event word for word."""
+    first: dict[object, Event] = {}
+    repeats = 0
+    for event in log:
+        known = first.setdefault(event["event_id"], event)
+        repeats += known is not event
+        assert known == event
+    assert repeats == round(N * 0.005)
+
+
+def test_clicks_reveal_true_preference(market: Market, log: list[Event]) -> None:
+    """Per look, a user's truly preferred tenth is clicked at least twice as often as the rest."""
+    looks: Counter[bool] = Counter()
+    clicks: Counter[bool] = Counter()
+    top = {user: set(market.preferred(user, 150)) for user in market.user_ids}
+    weight = dict(enumerate(examination(10).tolist()))
+    for event in _once(log):
+        user = event.get("user_id")
+        if user is None:
+            continue
+        for position, item in enumerate(event.get("impression", ())):
+            looks[item in top[user]] += weight[position]
+        if event["event_type"] == "click":
+            clicks[event["item_id"] in top[user]] += 1
+    rate = {preferred: clicks[preferred] / looks[preferred] for preferred in (True, False)}
+    assert rate[True] > 2.0 * rate[False]
+
+
+def test_what_is_viewed_next_follows_the_last_item(market: Market, log: list[Event]) -> None:
+    """A successor of the last item is viewed next in a third of the cases; chance would be 1 in 375."""
+    last: dict[object, int] = {}
+    followed, views = 0, 0
+    for event in sorted(_once(log), key=_sent):
+        if event["event_type"] == "view":
+            item = market.item_number(str(event["item_id"]))
+            if (before := last.get(event["session_id"])) is not None:
+                views += 1
+                followed += item in market.successors[before]
+        if event["event_type"] in {"view", "click"}:
+            last[event["session_id"]] = market.item_number(str(event["item_id"]))
+    assert followed / views > 1 / 3
+
+
+def test_nobody_touches_what_they_cannot_buy(market: Market, log: list[Event]) -> None:
+    """No event names an item out of stock or one that does not exist yet, nor one sold elsewhere only."""
+    for event in log:
+        named = [event["item_id"]] if "item_id" in event else list(event["impression"])
+        rows = [market.item_number(str(item)) for item in named]
+        assert (market.stock[rows] > 0).all()
+        assert (market.created_at[rows] <= _sent(event) + 0.001).all()
+        if (user := event.get("user_id")) is not None:
+            assert market.sold_in[market.country[market.user_number(user)], rows].all()
+
+
+def test_reaction_to_a_slate_prefers_what_the_user_likes(market: Market) -> None:
+    """A slate of the best items earns at least four times the clicks of a slate of the worst."""
+    rng = np.random.default_rng(5)
+    liking = market.true_preference("user-00007")
+    order = [i for i in np.argsort(-liking) if np.isfinite(liking[i])]
+    best = [market.item_ids[i] for i in order[:10]]
+    worst = [market.item_ids[i] for i in order[-10:]]
+    count = {
+        name: sum(
+            event["event_type"] == "click"
+            for _ in range(200)
+            for event in market.react("user-00007", slate, rng, now=market.as_of)
+        )
+        for name, slate in (("best", best), ("worst", worst))
+    }
+    assert count["best"] > 4 * max(count["worst"], 1)
+    assert best == market.preferred("user-00007", 10)
+
+
+def test_reaction_starts_with_the_impression_that_was_shown(market: Market) -> None:
+    """The events of one slate share its recommendation and session; the impression lists it in order."""
+    slate = market.item_ids[:5]
+    events = market.react(
+        "user-00001",
+        slate,
+        np.random.default_rng(1),
+        now=market.as_of,
+        recommendation_id="r1",
+        session_id="s1",
+    )
+    assert events[0]["event_type"] == "impression"
+    assert events[0]["impression"] == slate
+    assert {event["session_id"] for event in events} == {"s1"}
+    assert {event["recommendation_id"] for event in events if "recommendation_id" in event} == {"r1"}
+
+
+def test_behaviour_is_a_parameter(market: Market) -> None:
+    """A market without anonymous visitors and repeats has none."""
+    behaviour = Behaviour(anonymous=0.0, duplicates=0.0)
+    events = list(
+        Market(3, users=50, items=200, behaviour=behaviour).events(500, market.as_of - DAY_S, market.as_of)
+    )
+    assert all("user_id" in event for event in events)
+    assert len({event["event_id"] for event in events}) == 500
+
+
+@pytest.mark.parametrize("user_id", ["user-99999", "nobody", "user-x"])
+def test_a_stranger_has_no_known_preference(market: Market, user_id: str) -> None:
+    """Asking for the truth about somebody who does not exist names the field and the users there are."""
+    with pytest.raises(InvalidInput, match=r"field 'user_id': .* this market knows user-00000 to user-00599"):
+        market.preferred(user_id, 3)
+
+
+@pytest.mark.parametrize(("n", "start", "end"), [(0, 0.0, 1.0), (5, 2.0, 1.0)])
+def test_an_impossible_log_is_refused(market: Market, n: int, start: float, end: float) -> None:
+    """No events, or a window that ends before it starts, is refused."""
+    with pytest.raises(InvalidInput, match="events"):
+        next(market.events(n, start, end))
+
+
+def test_a_market_of_nobody_is_refused() -> None:
+    """A market needs a user."""
+    with pytest.raises(InvalidInput, match="users"):
+        Market(1, users=0)
+
+
+def test_catalogue_names_every_item_once(market: Market) -> None:
+    """The catalogue has a row for each item, with the columns that the app's settings name."""
+    rows = market.catalogue()
+    assert [row["item_id"] for row in rows] == market.item_ids
+    assert all(row["categories"] and row["regions"] and row["price"] > 0 for row in rows)
+    assert len({category for row in rows for category in row["categories"]}) == 30
+
+
+def _sent(event: Event) -> float:
+    return datetime.fromisoformat(str(event["sent_at"])).timestamp()
+
+
+def _once(log: list[Event]) -> list[Event]:
+    return list({event["event_id"]: event for event in log}.values())
