@@ -31,7 +31,9 @@ const seedIds = () => $("seeds").value.split(",").map((id) => id.trim()).filter(
 /** The request that the form describes. The limit travels as it was typed: the API is the judge of it. */
 function readForm() {
   const surface = $("surface").value;
-  const body = { limit: Number.isNaN(Number($("limit").value)) ? $("limit").value : Number($("limit").value) };
+  const typed = $("limit").value;
+  const body = { limit: typed === "" ? null : Number(typed), context: { device: $("device").value } };
+  if ($("location").value.trim()) body.context.location = $("location").value.trim();
   if (visitorKind() === "user") body.user_id = $("user").value.trim();
   else body.session_id = $("session").value;
   if (surface in SEEDS && seedIds().length) body.item_ids = seedIds();
@@ -326,7 +328,15 @@ function busy(yes) {
   document.body.classList.toggle("waiting", yes);
 }
 
-const INPUT_OF = { user_id: "user", session_id: "session", limit: "limit", item_ids: "seeds", surface: "surface" };
+const INPUT_OF = {
+  user_id: "user",
+  session_id: "session",
+  item_ids: "seeds",
+  limit: "limit",
+  surface: "surface",
+  "context.location": "location",
+  "context.device": "device",
+};
 
 function showError(failure) {
   if (failure.name === "AbortError") return;
@@ -391,6 +401,7 @@ function listen() {
     event.preventDefault();
     ask();
   });
+  $("device").addEventListener("change", ask);
   $("surface").addEventListener("change", () => {
     $("seeds").value = "";
     showSeedField();

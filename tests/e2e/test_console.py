@@ -112,13 +112,18 @@ def test_answer_is_accounted_for(opened: Page) -> None:
 def test_request_is_what_the_form_says(opened: Page, api: StandIn) -> None:
     """An anonymous visitor is a session id that the page made; a user is the id that was typed."""
     session = opened.get_by_label("Session id").input_value()
-    assert api.requests == [{"surface": "homepage", "limit": 12, "session_id": session, "explain": True}]
+    context = {"device": "desktop", "location": "US"}
+    first = {"surface": "homepage", "limit": 12, "session_id": session, "context": context, "explain": True}
+    assert api.requests == [first]
     opened.get_by_text("User", exact=True).click()
     opened.get_by_label("User id").fill("ada")
     opened.get_by_label("Limit").fill("5")
+    opened.get_by_label("Country").fill("DE")
     opened.get_by_role("button", name="Recommend").click()
     expect(opened.locator(".card")).to_have_count(5)
-    assert api.requests[-1] == {"surface": "homepage", "limit": 5, "user_id": "ada", "explain": True}
+    context["location"] = "DE"
+    last = {"surface": "homepage", "limit": 5, "user_id": "ada", "context": context, "explain": True}
+    assert api.requests[-1] == last
     assert "user=ada" in opened.url
     assert opened.locator("#known-users option").evaluate_all("all => all.map(one => one.value)") == ["ada"]
 
@@ -256,7 +261,8 @@ LOWEST_CONTRAST = """() => {
     const [text, behind] = [light(channels(getComputedStyle(element).color)), light(ground(element))];
     return (Math.max(text, behind) + 0.05) / (Math.min(text, behind) + 0.05);
   };
-  const hasText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-  const texts = [...document.querySelectorAll("body *")].filter((one) => one.checkVisibility() && hasText(one));
+  const hasText = (one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+  const shown = (one) => one.checkVisibility() && hasText(one);
+  const texts = [...document.querySelectorAll("body *")].filter(shown);
   return Math.min(...texts.map(contrast));
 }"""
