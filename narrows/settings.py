@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Literal
 
 Seed = Literal["history", "item", "cart"]
 After = Literal["closed", "open"]
 Parameter = float | int | str | bool | tuple[str, ...]
-NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Diversity:
 
     method: Literal["mmr", "none"] = "none"
     lambda_: float = 1.0
-    caps: Mapping[str, int] = NOTHING
+    caps: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""A catalogue's table -> the columns that every stage reads, under the names of the parts they play.
+
+An app names its own columns in `[catalogue]`; the engine only knows the parts: category, brand, price,
+created_at, regions, title. The snapshot, the training jobs and the tests all take their columns from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrows.errors import InvalidInput
+from narrows.settings import Catalogue
+
+CATEGORIES_KEPT = 4
+TITLE_BYTES = 96
+UNKNOWN_CODE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class ItemColumns:
+    """Columns over `ids`, in the same order; codes are int32 into `vocabularies`, -1 where there is none.
+
+    category int32[n] (the first), category_all int32[n, 4], brand int32[n], price float32[n] (nan: none),
+    created_at float64[n] (epoch seconds, nan: none), regions int32[n, 4] (empty: everywhere),
+    title bytes[n] (UTF-8, cut at 96 bytes). A part that the app does not declare has no column.
+    """
+
+    ids: tuple[str, ...]
+    columns: Mapping[str, NDArray[Any]]
+    vocabularies: Mapping[str, tuple[str, ...]]
+
+
+def item_columns(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> ItemColumns:
+    """The columns of a table (name -> values, None where missing) as the app's `[catalogue]` reads it.
+
+    A declared column that the table lacks is left out. InvalidInput when the id column is missing, holds an
+    empty id or holds one twice.
+    """
+    ids = _ids(table, catalogue)
+    columns: dict[str, NDArray[Any]] = {}
+    vocabularies: dict[str, tuple[str, ...]] = {}
+    for part, name in (("category", catalogue.categories), ("regions", catalogue.regions)):
+        if name in table:
+            codes, vocabularies[part] = _coded_lists([_as_list(value) for value in table[name]])
+            columns |= (
+                {"category": codes[:, 0], "category_all": codes} if part == "category" else {part: codes}
+            )
+    if "category" in vocabularies:
+        vocabularies["category_all"] = vocabularies["category"]
+    if catalogue.brand in table:
+        codes, vocabularies["brand"] = _coded_lists([_as_list(value)[:1] for value in table[catalogue.brand]])
+        columns["brand"] = codes[:, 0]
+    for part, name, dtype in (
+        ("price", catalogue.price, np.float32),
+        ("created_at", catalogue.time, np.float64),
+    ):
+        if name in table:
+            columns[part] = np.array([_number(value) for value in table[name]], dtype)
+    if catalogue.text and catalogue.text[0] in table:
+        columns["title"] = np.array([_title(value) for value in table[catalogue.text[0]]], f"S{TITLE_BYTES}")
+    return ItemColumns(ids, columns, vocabularies)
+
+
+def _ids(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> tuple[str, ...]:
+    if catalogue.id not in table:
+        raise InvalidInput(catalogue.id, sorted(table), "the catalogue needs its id column")
+    ids = tuple("" if value is None else str(value) for value in table[catalogue.id])
+    if "" in ids:
+        raise InvalidInput(catalogue.id, f"row {ids.index('')}", "give every item an id")
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(one for one in ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+        raise InvalidInput(catalogue.id, twice, "give every item once")
+    return ids
+
+
+def _as_list(value: Any) -> list[str]:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return []
+    parts = value.split("|") if isinstance(value, str) else value
+    return [str(part) for part in parts if part is not None and str(part)]
+
+
+def _coded_lists(lists: Sequence[Sequence[str]]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Codes int32[n, 4] in order of the vocabulary, which is sorted, and the vocabulary."""
+    vocabulary = tuple(sorted({name for names in lists for name in names[:CATEGORIES_KEPT]}))
+    code_of = {name: code for code, name in enumerate(vocabulary)}
+    codes = np.full((len(lists), CATEGORIES_KEPT), UNKNOWN_CODE, np.int32)
+    for row, names in enumerate(lists):
+        kept = [code_of[name] for name in names[:CATEGORIES_KEPT]]
+        codes[row, : len(kept)] = kept
+    return codes, vocabulary
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _title(value: Any) -> bytes:
+    text = "" if value is None else str(value)
+    return text.encode()[:TITLE_BYTES].decode(errors="ignore").encode()

@@ -1,0 +1,55 @@
+"""A catalogue's table becomes columns under the names of the parts they play."""
+
+import numpy as np
+import pytest
+
+from narrows.catalogue import item_columns
+from narrows.errors import InvalidInput
+from narrows.settings import Catalogue
+
+SHOP = Catalogue(
+    id="sku", text=("name",), categories="genres", brand="maker", price="eur", time="born", regions="sold_in"
+)
+TABLE = {
+    "sku": ["a", "b", "c"],
+    "name": ["Lamp", None, "é" * 60],
+    "genres": [["light", "home"], "tools|home", None],
+    "maker": ["acme", "", None],
+    "eur": [9.5, "12", "none"],
+    "born": [100.0, None, 300.0],
+    "sold_in": [["DE"], None, ["US", "DE"]],
+}
+
+
+def test_each_part_gets_its_column_and_vocabulary() -> None:
+    """Lists and |-joined text give the same codes; what is missing is -1 or nan, never 0."""
+    items = item_columns(TABLE, SHOP)
+    assert items.ids == ("a", "b", "c")
+    assert items.vocabularies["category"] == ("home", "light", "tools")
+    assert items.columns["category"].tolist() == [1, 2, -1]
+    assert items.columns["category_all"].tolist() == [[1, 0, -1, -1], [2, 0, -1, -1], [-1] * 4]
+    assert items.columns["brand"].tolist() == [0, -1, -1]
+    np.testing.assert_array_equal(items.columns["price"], np.array([9.5, 12.0, np.nan], np.float32))
+    np.testing.assert_array_equal(items.columns["created_at"], [100.0, np.nan, 300.0])
+    assert items.columns["regions"][2].tolist() == [1, 0, -1, -1]
+
+
+def test_a_title_is_cut_between_characters() -> None:
+    """Sixty two-byte letters are 120 bytes: 48 whole ones fit into 96."""
+    titles = item_columns(TABLE, SHOP).columns["title"]
+    assert [title.decode() for title in titles] == ["Lamp", "", "é" * 48]
+
+
+def test_parts_that_the_table_lacks_have_no_column() -> None:
+    """A catalogue of ids alone is enough."""
+    assert dict(item_columns({"sku": ["a"]}, SHOP).columns) == {}
+
+
+@pytest.mark.parametrize(
+    ("table", "value"), [({"x": []}, "['x']"), ({"sku": ["a", "a"]}, "'a'"), ({"sku": ["a", None]}, "row 1")]
+)
+def test_a_catalogue_without_usable_ids_is_refused(table: dict[str, list[str]], value: str) -> None:
+    """The error names the column and what stands there."""
+    with pytest.raises(InvalidInput, match="sku") as caught:
+        item_columns(table, SHOP)
+    assert value in str(caught.value)
