@@ -30,7 +30,7 @@ class ShownItem:
 
 @dataclass(frozen=True)
 class ConsideredItem:
-    """A candidate as the ranker left it; `sources`: source -> the rank at which it offered the item, from 0."""
+    """A candidate as the ranker left it; `sources`: source -> the rank, from 0, at which it offered it."""
 
     item_id: str
     row: int
@@ -42,9 +42,10 @@ class ConsideredItem:
 class DecisionRecord:
     """Everything that explains or replays one response; visitors appear by their pseudonymous keys only.
 
-    `at` is in epoch seconds, `stage_ms` in milliseconds. `history` is (item id, time) as the sources saw it, oldest
-    first. `considered` is a sample, the best of the ranked; `remembered` are the candidates worth keeping for the
-    visitor's next request. `counts` and `gate` count items: by stage, and by the rule that dropped them.
+    `at` is in epoch seconds, `stage_ms` in milliseconds. `history` is (item id, time) as the sources saw
+    it, oldest first. `considered` is a sample, the best of the ranked; `remembered` are the candidates
+    worth keeping for the visitor's next request. `counts` and `gate` count items: by stage, and by the rule
+    that dropped them.
     """
 
     recommendation_id: str

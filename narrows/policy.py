@@ -26,8 +26,8 @@ UNKNOWN_ITEM = "unknown_item"
 class Change:
     """One fact about an item, from `at` (epoch seconds) on.
 
-    `value` by kind: "stock" True for in stock; "block" True for blocked; "region" the regions where it may not
-    be shown. The log gives the version when it appends; until then it is 0.
+    `value` by kind: "stock" True for in stock; "block" True for blocked; "region" the regions where it may
+    not be shown. The log gives the version when it appends; until then it is 0.
     """
 
     kind: ChangeKind

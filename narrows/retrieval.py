@@ -67,7 +67,8 @@ class CandidateSource(Protocol):
 class Candidates:
     """The union of the sources' answers: one line per row, one column per source asked.
 
-    `ranks` int32[n, s] count from 0, and are -1 where that source did not return the row, as `scores` are nan.
+    `ranks` int32[n, s] count from 0, and are -1 where that source did not return the row, as `scores` are
+    nan.
     """
 
     rows: Rows

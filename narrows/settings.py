@@ -45,7 +45,7 @@ class SourceQuota:
 
 @dataclass(frozen=True)
 class Diversity:
-    """`lambda_` 1 keeps the ranker's order, 0 only seeks variety; `caps`: most items per value of a column."""
+    """`lambda_` 1 keeps the ranker's order, 0 seeks variety; `caps`: most items per value of a column."""
 
     method: Literal["mmr", "none"] = "none"
     lambda_: float = 1.0
