@@ -1,0 +1,216 @@
+"""Every kind is a commutative fold: order, chunks and merges change nothing, and the numbers are right."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from narrows.errors import SettingsError
+from narrows.events import Event
+from narrows.features.kinds import KINDS, Count, DecayedCount, Kind, LastN, Selection, SmoothedRate, State
+from narrows.features.registry import FeatureSet, check, sensitive_word
+from narrows.settings import FeatureDeclaration
+
+CLICKS = Selection(frozenset({"click"}))
+VIEWS = Selection(frozenset({"view"}))
+T0 = 1_800_000_000.0
+
+EVERY_KIND = [
+    Count(CLICKS),
+    Count(Selection(frozenset({"click"}), value="amount")),
+    DecayedCount(CLICKS, half_life_s=3600.0),
+    DecayedCount(CLICKS, half_life_s=0.5),
+    SmoothedRate(CLICKS, VIEWS, 1.0, 50.0, half_life_s=3600.0),
+    SmoothedRate(CLICKS, VIEWS, 1.0, 50.0),
+    LastN(Selection(), keep=3),
+    LastN(CLICKS, keep=5),
+]
+
+
+def happened(
+    name: str, at: float, event_type: str = "click", item_id: str | None = "i", **properties: Any
+) -> Event:
+    return Event(name, event_type, at, at, user_id="u", item_id=item_id, properties=properties)
+
+
+@st.composite
+def many_events(draw: st.DrawFn) -> list[Event]:
+    parts = st.tuples(
+        st.integers(0, 40), st.sampled_from(["click", "view"]), st.sampled_from(["i1", "i2", "i3", None])
+    )
+    return [
+        happened(f"e{number}", T0 + 600 * at, event_type, item, amount=at)
+        for number, (at, event_type, item) in enumerate(draw(st.lists(parts, max_size=25)))
+    ]
+
+
+def folded(kind: Kind, events: list[Event]) -> State:
+    state = kind.zero()
+    for event in events:
+        state = kind.add(state, event)
+    return state
+
+
+def same(left: State, right: State) -> bool:
+    return len(left) == len(right) and all(
+        a == b if isinstance(a, tuple | str | None) else a == pytest.approx(b, rel=1e-9, abs=1e-12)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: type(kind).__name__)
+@given(events=many_events(), seed=st.integers(0, 1000))
+def test_the_order_of_arrival_does_not_matter(kind: Kind, events: list[Event], seed: int) -> None:
+    """Events that arrive late or shuffled give the state that they would have given in order."""
+    shuffled = random.Random(seed).sample(events, len(events))
+    assert same(folded(kind, events), folded(kind, shuffled))
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: type(kind).__name__)
+@given(events=many_events(), cuts=st.lists(st.integers(0, 25), max_size=4))
+def test_merging_chunks_is_adding_all(kind: Kind, events: list[Event], cuts: list[int]) -> None:
+    """However the events are cut into chunks, the merged states are the state of all events."""
+    edges = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
+    merged = kind.zero()
+    for start, end in itertools.pairwise(edges):
+        merged = kind.merge(folded(kind, events[start:end]), merged)
+    assert same(merged, folded(kind, events))
+
+
+def test_every_kind_is_tested() -> None:
+    """A new kind has to join the list above."""
+    assert {type(kind) for kind in EVERY_KIND} == set(KINDS.values())
+
+
+def test_an_event_one_half_life_ago_weighs_one_half() -> None:
+    """1 now, 1 an hour ago and 1 two hours ago make 1.75 at a half-life of an hour."""
+    kind = DecayedCount(CLICKS, half_life_s=3600)
+    state = folded(kind, [happened(str(n), T0 - 3600 * n) for n in range(3)])
+    assert kind.read(state, T0) == pytest.approx(1.75)
+    assert kind.read(state, T0 + 3600) == pytest.approx(0.875)
+
+
+def test_a_rate_starts_at_its_prior_and_moves_with_the_evidence() -> None:
+    """2 clicks of 10 views with a prior of 1 in 50 is 3 of 60."""
+    kind = SmoothedRate(CLICKS, VIEWS, 1.0, 50.0)
+    events = [happened(f"v{n}", T0, "view") for n in range(10)] + [happened(f"c{n}", T0) for n in range(2)]
+    assert kind.read(folded(kind, events), T0) == pytest.approx(3 / 60)
+    decayed = SmoothedRate(CLICKS, VIEWS, 1.0, 50.0, half_life_s=60)
+    assert decayed.read(folded(decayed, events), T0 + 1e6) == pytest.approx(1 / 50)
+
+
+def test_a_sum_takes_the_property_and_leaves_out_what_is_no_number() -> None:
+    """An event without the amount is not an event of amount zero: it is not counted."""
+    kind = Count(Selection(frozenset({"click"}), value="amount"))
+    events = [happened("a", T0, amount=2.5), happened("b", T0, amount="much"), happened("c", T0)]
+    assert folded(kind, events) == (1, 2.5)
+
+
+def test_an_equality_filter_chooses_events() -> None:
+    """Only events with the wanted property count."""
+    kind = Count(Selection(frozenset({"click"}), where={"device": "phone"}))
+    events = [happened("a", T0, device="phone"), happened("b", T0, device="desktop"), happened("c", T0)]
+    assert folded(kind, events)[0] == 1
+
+
+def test_ties_in_time_go_by_event_id() -> None:
+    """Of events at one moment, those with the highest ids are the newest."""
+    kind = LastN(CLICKS, keep=2)
+    state = folded(kind, [happened(name, T0, item_id=name) for name in ("b", "c", "a")])
+    assert kind.read(state, T0) == ["b", "c"]
+
+
+def declared(name: str = "clicks_7d", kind: str = "decayed_count", **changes: Any) -> FeatureDeclaration:
+    given = {
+        "name": name, "kind": kind, "scope": "user", "events": ("click",), "owner": "team",
+        "description": "", "default": 0.0, "parameters": {"half_life_s": 604_800.0}, "value": None,
+        "where": {}, "freshness_s": None, "sensitivity": "behaviour",
+    }  # fmt: skip
+    return FeatureDeclaration(**{**given, **changes})  # type: ignore[arg-type]
+
+
+RATE = {"per": ("view",), "prior_successes": 1.0, "prior_trials": 50.0}
+LAST = declared("last_items", "last_n", parameters={"keep": 3}, events=("click", "view"))
+
+
+def test_a_missing_feature_reads_as_its_default_with_a_flag() -> None:
+    """Unknown is not zero: the flag tells a default from a value that happens to be equal to it."""
+    features = FeatureSet([declared(), declared("ctr", "smoothed_rate", parameters=RATE, default=0.02)])
+    assert features.read(features.zero(), T0) == {
+        "clicks_7d": 0.0, "clicks_7d_missing": 1.0, "ctr": 0.02, "ctr_missing": 1.0,
+    }  # fmt: skip
+    state = features.add(features.zero(), happened("e", T0))
+    assert features.read(state, T0)["clicks_7d"] == 1.0
+    assert features.read(state, T0)["clicks_7d_missing"] == 0.0
+
+
+def test_the_history_runs_from_the_oldest_to_the_newest() -> None:
+    """An app without a list feature still has one; one with a list feature has what it declares."""
+    events = [happened(str(n), T0 + n, item_id=f"i{n}") for n in range(5)]
+    implicit, explicit = FeatureSet([declared()]), FeatureSet([LAST])
+    assert implicit.history(implicit.add_all({}, events)) == [(T0 + n, f"i{n}", "click") for n in range(5)]
+    assert [item for _, item, _ in explicit.history(explicit.add_all({}, events))] == ["i2", "i3", "i4"]
+
+
+def test_a_changed_definition_does_not_read_the_old_state() -> None:
+    """A half-life of a day must not go on from a value that decayed by the week."""
+    week, day = FeatureSet([declared()]), FeatureSet([declared(parameters={"half_life_s": 86_400.0})])
+    state = week.add(week.zero(), happened("e", T0))
+    assert day.read(state, T0)["clicks_7d_missing"] == 1.0
+    assert week.fingerprint() != day.fingerprint()
+    assert week.fingerprint() == FeatureSet([declared(owner="another team")]).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("declaration", "path", "remedy"),
+    [
+        (declared(kind="decayed_cout"), "clicks_7d.kind", "did you mean 'decayed_count'"),
+        (declared(parameters={}), "clicks_7d.half_life", "needs it"),
+        (declared(parameters={"half_life_s": -3.0}), "clicks_7d.half_life", "duration"),
+        (declared(parameters={"half_life_s": "7"}), "clicks_7d.half_life", "duration"),
+        (declared(parameters={"half_life_s": 5.0, "window": 3}), "clicks_7d.window", "half_life"),
+        (declared(scope="planet"), "clicks_7d.scope", "choose one of"),
+        (declared(events=()), "clicks_7d.events", "event types"),
+        (declared("Clicks"), "Clicks.name", "lower-case"),
+        (declared("gender"), "gender.name", "sensitive"),
+        (declared("age_group"), "age_group.name", "sensitive"),
+        (declared("user_ethnicity"), "user_ethnicity.name", "sensitive"),
+        (declared("by_religion"), "by_religion.name", "sensitive"),
+        (declared(value="ageGroup"), "clicks_7d.value", "sensitive"),
+        (declared(where={"gender": "f"}), "clicks_7d.where.gender", "sensitive"),
+        (declared(sensitivity="special"), "clicks_7d.sensitivity", "refused"),
+        (
+            declared("ctr", "smoothed_rate", parameters={**RATE, "prior_successes": 60.0}),
+            "ctr.prior_successes",
+            "at most 1",
+        ),
+        (declared("l", "last_n", parameters={"keep": 0}), "l.keep", "1 to 500"),
+    ],
+)
+def test_a_mistake_in_a_declaration_names_its_place_and_the_remedy(
+    declaration: FeatureDeclaration, path: str, remedy: str
+) -> None:
+    """The one who wrote it finds the line and the correction in the message."""
+    problems = check([declaration])
+    assert path in [problem.path for problem in problems]
+    assert any(remedy in problem.remedy for problem in problems if problem.path == path)
+
+
+def test_all_mistakes_are_reported_together() -> None:
+    """Three mistakes and a duplicate name are four problems of one error."""
+    wrong = [declared(), declared(kind="sum"), declared("gender"), declared("x", parameters={})]
+    with pytest.raises(SettingsError) as refusal:
+        FeatureSet(wrong)
+    assert len(refusal.value.problems) == 4
+
+
+def test_the_age_of_an_item_is_not_the_age_of_a_person() -> None:
+    """Words are judged with their neighbours, not by what they contain."""
+    assert sensitive_word("item_age_days") is None
+    assert sensitive_word("page_views") is None
+    assert sensitive_word("user_age") == "age"
