@@ -6,6 +6,7 @@ import {
 } from "./slate.js";
 
 const DEFAULT_SURFACES = ["homepage", "product", "cart", "feed"];
+const DEMO_USERS = ["user-00001", "user-00042", "user-00100"];
 const SEEDS = {
   product: { label: "Item on the page", hint: "The product that the visitor is looking at.", count: 1 },
   cart: { label: "Items in the cart", hint: "Ids with a comma between them.", count: 2 },
@@ -70,7 +71,7 @@ const knownUsers = () => JSON.parse(localStorage.getItem("users") ?? "[]");
 function rememberUser(id) {
   const users = [id, ...knownUsers().filter((known) => known !== id)].slice(0, 12);
   localStorage.setItem("users", JSON.stringify(users));
-  offer("known-users", users);
+  offer("known-users", [...new Set([...users, ...DEMO_USERS])]);
 }
 
 function fillSurfaces(names) {
@@ -386,9 +387,9 @@ async function start() {
     document.querySelector("input[value=user]").checked = true;
     $("user").value = place.get("user");
   }
-  const { surfaces = DEFAULT_SURFACES, example_users = [] } = await showHealth();
+  const { surfaces = DEFAULT_SURFACES } = await showHealth();
   fillSurfaces(surfaces);
-  offer("known-users", [...new Set([...knownUsers(), ...example_users])]);
+  offer("known-users", [...new Set([...knownUsers(), ...DEMO_USERS])]);
   showVisitorFields();
   showSeedField();
   listen();
