@@ -44,6 +44,9 @@ class Limits:
     position: int = 100_000
 
 
+LIMITS = Limits()
+
+
 @dataclass(frozen=True)
 class Event:
     """One thing that a visitor did; `time` and `received_at` are epoch seconds, UTC."""
@@ -122,7 +125,7 @@ def parse_event(
     *,
     types: Collection[str],
     now: float,
-    limits: Limits = Limits(),
+    limits: Limits = LIMITS,
 ) -> Event:
     """The event that a producer sent, or `InvalidInput` naming the field, the value and what to send instead.
 
@@ -309,8 +312,8 @@ def checked_text(name: str, value: object, longest: int) -> str:
         raise InvalidInput(name, value, "send a non-empty string, or leave the field out")
     if len(value) > longest:
         raise InvalidInput(name, value, f"it has {len(value)} characters; send at most {longest}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InvalidInput(name, value, "it holds half of a surrogate pair; send valid Unicode")
+    if any("\ud800" <= character <= "\udfff" or character == "\0" for character in value):
+        raise InvalidInput(name, value, "it holds a NUL or half of a surrogate pair; send valid Unicode")
     return value
 
 

@@ -1,0 +1,138 @@
+"""Every store in this process's memory: for one machine, and held to the same contracts as the real ones."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from narrows.control import Pointer
+from narrows.decision import DecisionRecord
+from narrows.errors import Conflict
+from narrows.events import Event
+from narrows.features.state import VisitorState, decode, encode
+from narrows.policy import Change
+from narrows.visitor import Remembered
+
+RETENTION_S = 90 * 86_400.0
+
+
+class MemoryStateStore:
+    """Visitors' states, encoded as they would be stored."""
+
+    def __init__(self, *, clock: Callable[[], float], retention_s: float = RETENTION_S) -> None:
+        self._clock = clock
+        self._retention_s = retention_s
+        self._rows: dict[str, tuple[int, bytes, float]] = {}
+        self._lock = threading.Lock()
+
+    def get_many(self, keys: Sequence[str]) -> Mapping[str, VisitorState]:
+        with self._lock:
+            rows = {key: self._rows[key] for key in keys if key in self._rows}
+        now = self._clock()
+        return {
+            key: replace(decode(data), version=version)
+            for key, (version, data, expires_at) in rows.items()
+            if expires_at > now
+        }
+
+    def put(self, key: str, state: VisitorState, expected_version: int) -> None:
+        now, version = self._clock(), expected_version + 1
+        data = encode(replace(state, version=version))
+        with self._lock:
+            stored, _, expires_at = self._rows.get(key, (0, b"", 0.0))
+            if expected_version != (stored if expires_at > now else 0):
+                raise Conflict(f"state {key}: version {expected_version} was expected")
+            self._rows[key] = (version, data, now + self._retention_s)
+
+
+class MemorySlateStore:
+    """The last slate of each visitor and surface."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], tuple[Remembered, float]] = {}
+
+    def read(self, key: str, surface: str, *, now: float) -> Remembered | None:
+        remembered, expires_at = self._rows.get((key, surface), (None, 0.0))
+        return remembered if expires_at > now else None
+
+    def write(self, key: str, surface: str, remembered: Remembered, *, expires_at: float) -> None:
+        stored, _ = self._rows.get((key, surface), (None, 0.0))
+        if stored is None or stored.at <= remembered.at:
+            self._rows[key, surface] = (remembered, expires_at)
+
+
+class MemoryPolicyLog:
+    """The ordered log of policy changes."""
+
+    def __init__(self) -> None:
+        self._changes: list[Change] = []
+        self._lock = threading.Lock()
+
+    def read(self, since: int) -> Sequence[Change]:
+        with self._lock:
+            return [change for change in self._changes if change.version > since]
+
+    def append(self, changes: Sequence[Change], *, now: float) -> int:
+        with self._lock:
+            for change in changes:
+                self._changes.append(replace(change, version=len(self._changes) + 1, at=now))
+            return len(self._changes)
+
+
+@dataclass
+class MemoryRecordSink:
+    """Decision records, in the order in which they were made."""
+
+    records: list[DecisionRecord] = field(default_factory=list)
+
+    def append(self, record: DecisionRecord) -> None:
+        self.records.append(record)
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+
+@dataclass
+class MemoryEventStream:
+    """Accepted events, in the order of their arrival."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def put(self, events: Sequence[Event]) -> Mapping[int, str]:
+        self.events.extend(events)
+        return {}
+
+
+@dataclass
+class MemoryObjects:
+    """Files by key."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def put(self, key: str, data: bytes) -> None:
+        self.files[key] = data
+
+    def get(self, key: str) -> bytes | None:
+        return self.files.get(key)
+
+    def keys(self, prefix: str) -> list[str]:
+        return sorted(key for key in self.files if key.startswith(prefix))
+
+
+class MemoryControlTable:
+    """Pointers to what is live."""
+
+    def __init__(self) -> None:
+        self._pointers: dict[str, Pointer] = {}
+        self._lock = threading.Lock()
+
+    def read(self, name: str) -> Pointer | None:
+        return self._pointers.get(name)
+
+    def move(self, name: str, pointer: Pointer, *, expected: str | None) -> None:
+        with self._lock:
+            stands = self._pointers.get(name)
+            if (stands.version if stands else None) != expected:
+                raise Conflict(f"pointer {name}: {expected} was expected, {stands} stands there")
+            self._pointers[name] = pointer

@@ -1,0 +1,187 @@
+"""A visitor's state takes every event exactly once, however the stream delivers it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from narrows.adapters.memory import MemoryStateStore
+from narrows.errors import Conflict, StoreUnavailable
+from narrows.events import Event, to_record
+from narrows.features.registry import FeatureSet
+from narrows.features.state import (
+    RING,
+    Arrival,
+    UnreadableState,
+    VisitorState,
+    combine,
+    decode,
+    encode,
+    fold,
+)
+from narrows.features.stream import StreamRecord, update_features
+from tests.unit.test_kinds import LAST, T0, declared
+
+FEATURES = FeatureSet([declared(), declared("clicks", "count", parameters={}), LAST])
+BASE = 49_590_338_271_490_256_608_559_692_538_361_571_095_921_575_989_136_588_898
+
+
+def arrived(number: int, *, name: str = "", shard: str = "shard-0", **changes: object) -> Arrival:
+    event = Event(name or f"e{number}", "click", T0 + number, T0 + number, user_id="u", item_id=f"i{number}")
+    return Arrival(shard, BASE + number, Event(**{**vars(event), **changes}))  # type: ignore[arg-type]
+
+
+def clicks(state: VisitorState) -> float:
+    return FEATURES.read(state.features, T0)["clicks"]
+
+
+@given(count=st.integers(1, 30), seed=st.integers(0, 1000))
+def test_batch_boundaries_and_replays_change_nothing(count: int, seed: int) -> None:
+    """Replayed, overlapping and moved batches end in the state of one pass over the events."""
+    events, random_ = [arrived(n) for n in range(count)], random.Random(seed)
+    once = fold(VisitorState(), events, FEATURES)
+    state, done = VisitorState(), 0
+    while done < count:
+        start = random_.randint(0, done)
+        done = min(count, done + random_.randint(0, 7))
+        state = fold(state, events[start:done], FEATURES)
+    assert clicks(state) == count
+    assert FEATURES.history(state.features) == FEATURES.history(once.features)
+    assert state.applied == once.applied == {"shard-0": BASE + count - 1}
+
+
+def test_sequence_numbers_are_compared_as_numbers() -> None:
+    """10 comes after 9, though "10" sorts before "9"."""
+    nine, ten = arrived(9 - BASE), arrived(10 - BASE)
+    assert (nine.sequence, ten.sequence) == (9, 10)
+    assert clicks(fold(fold(VisitorState(), [nine], FEATURES), [ten], FEATURES)) == 2
+
+
+def test_each_shard_has_its_own_mark() -> None:
+    """After a split, the child's lower sequence numbers are not taken for old ones."""
+    state = fold(VisitorState(), [arrived(100)], FEATURES)
+    assert clicks(fold(state, [arrived(5, shard="shard-1")], FEATURES)) == 2
+
+
+def test_a_producers_duplicate_is_dropped() -> None:
+    """The same event id under another sequence number counts once while it is in the ring."""
+    state = fold(VisitorState(), [arrived(1, name="same"), arrived(2, name="same")], FEATURES)
+    assert clicks(state) == 1
+    assert clicks(fold(state, [arrived(3, name="same")], FEATURES)) == 1
+
+
+def test_the_ring_is_a_window() -> None:
+    """It holds the newest ids only, so that the state stays small."""
+    state = fold(VisitorState(), [arrived(n) for n in range(RING + 50)], FEATURES)
+    assert len(state.ring) == RING
+    assert len(encode(state)) < 6_000
+
+
+def test_a_visitor_can_ask_not_to_see_an_item() -> None:
+    """It goes on the list and into no feature."""
+    events = [
+        arrived(1, event_type="do_not_show", item_id="bad"),
+        arrived(2, event_type="dislike", item_id="worse"),
+    ]
+    state = fold(VisitorState(), events, FEATURES)
+    assert state.do_not_show == {"bad": T0 + 1, "worse": T0 + 2}
+    assert FEATURES.history(state.features) == []
+
+
+def test_an_event_without_consent_is_stepped_over() -> None:
+    """It moves the shard's mark and nothing else."""
+    state = fold(VisitorState(), [arrived(1, consent=False)], FEATURES)
+    assert (state.features, state.ring) == ({}, ())
+    assert state.applied == {"shard-0": BASE + 1}
+
+
+@given(st.integers(0, 40))
+def test_what_is_stored_is_read_back(count: int) -> None:
+    """A state survives its own bytes, big sequence numbers included."""
+    state = fold(VisitorState(version=3), [arrived(n) for n in range(count)], FEATURES)
+    assert decode(encode(state)) == state
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"NV2abc", b"NV1abc", encode(VisitorState())[:-3], b"\x00" * 40], ids=range(5)
+)
+def test_foreign_bytes_are_refused(data: bytes) -> None:
+    """A newer format or damage is an error of its own class, never an empty visitor."""
+    with pytest.raises(UnreadableState):
+        decode(data)
+
+
+def test_user_and_session_are_read_as_one() -> None:
+    """What was done before the login counts together with what was done after."""
+    user = fold(VisitorState(), [arrived(1), arrived(2)], FEATURES)
+    hidden = arrived(3, event_type="do_not_show", item_id="bad")
+    session = fold(VisitorState(), [arrived(9), hidden], FEATURES)
+    both = combine([user, session], FEATURES)
+    assert both is not None
+    assert clicks(both) == 3
+    assert set(both.do_not_show) == {"bad"}
+    assert combine([], FEATURES) is None
+
+
+class FlakyStore(MemoryStateStore):
+    """Refuses writes of some keys, by the errors given for them, one error a write."""
+
+    def __init__(self, refusals: Mapping[str, Sequence[Exception]]) -> None:
+        super().__init__(clock=lambda: T0)
+        self.refusals = {key: list(errors) for key, errors in refusals.items()}
+
+    def put(self, key: str, state: VisitorState, expected_version: int) -> None:
+        if self.refusals.get(key):
+            raise self.refusals[key].pop(0)
+        super().put(key, state, expected_version)
+
+
+def in_stream(number: int, user: str = "a") -> StreamRecord:
+    event = Event(f"e{number}", "click", T0 + number, T0, user_id=user, item_id="i")
+    return StreamRecord("shard-0", str(BASE + number), json.dumps(to_record(event)).encode())
+
+
+def update(store: MemoryStateStore, records: Sequence[StreamRecord]) -> list[int]:
+    with ThreadPoolExecutor(4) as executor:
+        failures = update_features(records, store, FEATURES, executor=executor)
+    return [int(failure.sequence) - BASE for failure in failures]
+
+
+def test_a_lost_race_is_read_and_folded_again() -> None:
+    """A conflict costs one more round for that key, and no event is lost or doubled."""
+    store = FlakyStore({"u#a": [Conflict(), Conflict()]})
+    assert update(store, [in_stream(1), in_stream(2), in_stream(3, "b")]) == []
+    assert clicks(store.get_many(["u#a"])["u#a"]) == 2
+
+
+def test_a_failing_key_withholds_its_events_and_no_others() -> None:
+    """All records of that key are reported; a second delivery of the batch completes exactly."""
+    batch = [in_stream(1), in_stream(2, "b"), in_stream(3), in_stream(4, "b")]
+    store = FlakyStore({"u#b": [StoreUnavailable("down")]})
+    assert update(store, batch) == [2, 4]
+    assert update(store, batch) == []
+    states = store.get_many(["u#a", "u#b"])
+    assert [clicks(states[key]) for key in ("u#a", "u#b")] == [2, 2]
+
+
+def test_a_race_that_never_ends_is_given_up() -> None:
+    """After a bounded number of rounds the key's records are reported for a retry."""
+    store = FlakyStore({"u#a": [Conflict()] * 99})
+    assert update(store, [in_stream(1)]) == [1]
+
+
+def test_poison_is_reported_and_harms_nothing_else() -> None:
+    """Bytes that are no event fail alone; the events around them are folded."""
+    poison = [
+        StreamRecord("shard-0", str(BASE + 2), b"\xff\x00"),
+        StreamRecord("shard-0", str(BASE + 3), b'{"event_id": 1}'),
+    ]
+    store = FlakyStore({})
+    assert update(store, [in_stream(1), *poison, in_stream(4)]) == [2, 3]
+    assert clicks(store.get_many(["u#a"])["u#a"]) == 2
