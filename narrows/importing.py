@@ -21,6 +21,7 @@ from narrows.column_names import (
     plain_name,
 )
 from narrows.errors import NarrowsError
+from narrows.ids import LONGEST_ID_BYTES
 from narrows.settings import Catalogue
 
 Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -30,7 +31,6 @@ Values = Sequence[str] | Sequence[list[str]] | Doubles
 
 EARLIEST = 315_532_800.0  # 1980-01-01: an older event is a mistake of units or of a clock
 AHEAD_S = 86_400.0
-LONGEST_ID = 256
 NULLS = frozenset({"", "nan", "null", "none", "\\n", "<na>", "nat"})
 
 
@@ -220,10 +220,16 @@ def identifiers(column: Column) -> list[str | None]:
 
 
 def _bad_id(one: str | None) -> bool:
-    """Too long, or with bytes that are not UTF-8: those arrive as lone surrogates."""
-    if one is None or (one.isascii() and len(one) <= LONGEST_ID):
+    """Too long, with a NUL, or with bytes that are not UTF-8: those arrive as lone surrogates."""
+    if one is None:
         return False
-    return len(one) > LONGEST_ID or any("\ud800" <= character <= "\udfff" for character in one)
+    if "\0" in one or _has_surrogates(one):
+        return True
+    return len(one.encode()) > LONGEST_ID_BYTES
+
+
+def _has_surrogates(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _values(rows: Rows, columns: ColumnMap) -> tuple[Doubles, Flags]:

@@ -82,7 +82,7 @@ class World:
                 "item_id": item_id,
                 "title": f"{self._brand_name(i)} {self._category_names(i)[0]} {i}",
                 "description": f"{' and '.join(self._category_names(i))} by {self._brand_name(i)}",
-                "categories": self._category_names(i),
+                "category": self._category_names(i),
                 "brand": self._brand_name(i),
                 "price": float(self.price[i]),
                 "created_at": float(self.created_at[i]),

@@ -64,7 +64,8 @@ def _folder(tmp_path: Path, files: Mapping[str, str]) -> Path:
 
 
 def _rows(data: Path, role: str) -> list[dict[str, Any]]:
-    return pq.read_table(data / role).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(data / role).to_pylist()
+    return rows
 
 
 def test_every_refused_row_is_listed_with_its_line_and_reason(tmp_path: Path) -> None:

@@ -194,8 +194,8 @@ def test_catalogue_names_every_item_once(market: Market) -> None:
     """The catalogue has a row for each item, with the columns that the app's settings name."""
     rows = market.catalogue()
     assert [row["item_id"] for row in rows] == market.item_ids
-    assert all(row["categories"] and row["regions"] and row["price"] > 0 for row in rows)
-    assert len({category for row in rows for category in row["categories"]}) == 30
+    assert all(row["category"] and row["regions"] and row["price"] > 0 for row in rows)
+    assert len({category for row in rows for category in row["category"]}) == 30
 
 
 def _sent(event: Event) -> float:
