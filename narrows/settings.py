@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_type_hints
+
+from narrows.errors import Problem, SettingsError
+from narrows.toml_reading import Table, choose, duration_s, read_json_texts, read_toml
 
 Seed = Literal["history", "item", "cart"]
 After = Literal["closed", "open"]
 Parameter = float | int | str | bool | tuple[str, ...]
+Settings = TypeVar("Settings")
+
+SOURCE_NAMES = ("als", "covisitation", "popular", "fresh")
+RUNGS = ("full", "remembered", "in_process", "last_slate", "segment", "static")
+RULE_NAMES = ("stock", "region", "do_not_show", "blocked")
+LARGEST_LIMIT = 100
+DURATIONS = frozenset({"half_life", "window"})
+METRICS = re.compile(
+    r"(normalized_discounted_cumulative_gain|ndcg|precision|recall|hit|map|mean_reciprocal_rank|average_rewards)"
+    r"_at_\d+|coverage|catalog_coverage"
+)
 
 
 @dataclass(frozen=True)
@@ -143,3 +161,271 @@ class App:
     freshness: Freshness
     training: Training
     static_items: tuple[str, ...]
+
+
+def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
+    """Read the app in this folder; SettingsError lists every mistake of every file at once."""
+    from narrows.features.registry import check  # the registry reads the declarations defined above
+
+    problems: list[Problem] = []
+    app = read_toml(path / "app.toml", problems)
+    name = app.text("name", known=(path.resolve().name,))
+    catalogue, events = _catalogue(app.table("catalogue")), _events(app.table("events"))
+    tiers = _tiers(app.table("tiers", required=False))
+    surfaces = _surfaces(app.table("surfaces"), events, sources)
+    freshness = _freshness(app.table("freshness"))
+    training = _training(app.table("training"))
+    app.finish()
+    features = _features(read_toml(path / "features.toml", problems), events)
+    rules = _rules(read_toml(path / "rules.toml", problems), freshness)
+    reasons = _reasons(read_toml(path / "reasons.toml", problems), surfaces, sources)
+    static_items = read_json_texts(path / "static.json", problems)
+    problems += check(features)
+    if problems:
+        raise SettingsError(problems)
+    return App(
+        name, catalogue, events, tiers, surfaces, features, rules, reasons, freshness, training, static_items
+    )
+
+
+def _catalogue(table: Table) -> Catalogue:
+    catalogue = Catalogue(
+        id=table.text("id"),
+        text=table.texts("text", ()),
+        categories=table.text("categories", ""),
+        brand=table.text("brand", ""),
+        price=table.text_or_false("price"),
+        time=table.text("time", ""),
+        regions=table.text("regions", ""),
+        attributes=table.texts("attributes", ()),
+    )
+    table.finish()
+    return catalogue
+
+
+def _events(table: Table) -> dict[str, EventType]:
+    return {name: _event(one) for name, one in table.children().items()}
+
+
+def _event(table: Table) -> EventType:
+    event = EventType(
+        label=table.number("label", 0.0, low=0.0),
+        value=table.text("value", "") or None,
+        matures_after_s=table.duration_s("matures_after", 0.0),
+    )
+    table.finish()
+    return event
+
+
+def _tiers(table: Table) -> dict[str, str]:
+    tiers = {
+        "vectors": table.text("vectors", "embedded", known=("embedded", "opensearch")),
+        "ranker": table.text("ranker", "embedded", known=("embedded", "endpoint")),
+    }
+    table.finish()
+    return tiers
+
+
+def _surfaces(table: Table, events: Collection[str], sources: Collection[str]) -> dict[str, Surface]:
+    if not table.content:
+        table.problem("", None, "declare at least one surface, as [surfaces.homepage]")
+    surfaces = {name: _surface(name, one, events, sources) for name, one in table.children().items()}
+    alike: dict[str, str] = {}
+    for name in surfaces:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+            table.problem(name, name, "name a surface in lower-case letters, digits, - and _")
+        other = alike.setdefault(name.lower().replace("-", "_"), name)
+        if other != name:
+            table.problem(name, name, f"it is the same surface as '{other}'; keep one")
+    return surfaces
+
+
+def _surface(name: str, table: Table, events: Collection[str], sources: Collection[str]) -> Surface:
+    limit = table.whole("limit", low=1, high=LARGEST_LIMIT)
+    surface = Surface(
+        name=name,
+        deadline_ms=table.number("deadline_ms", low=1.0),
+        limit=limit,
+        sources=_quotas(table, sources),
+        rank_at_most=table.whole("rank_at_most", 500, low=limit),
+        diversity=_diversity(table.table("diversity", required=False)),
+        value=_numbers(table.table("value", required=False), events),
+        ladder=table.texts("ladder", RUNGS, known=RUNGS),
+        seed=cast(Seed, table.text("seed", "history", known=("history", "item", "cart"))),
+        exclude_seen=table.flag("exclude_seen", False),
+    )
+    table.finish()
+    return surface
+
+
+def _quotas(surface: Table, sources: Collection[str]) -> tuple[SourceQuota, ...]:
+    quotas: list[SourceQuota] = []
+    for table in surface.tables("sources"):
+        quota = SourceQuota(
+            table.text("name", known=sources), table.whole("quota", low=1), table.share("share")
+        )
+        table.finish()
+        if quota.name in {one.name for one in quotas}:
+            table.problem("name", quota.name, "a surface asks a source once; give it one quota")
+        quotas.append(quota)
+    return tuple(quotas)
+
+
+def _diversity(table: Table) -> Diversity:
+    method = table.text("method", "none", known=("mmr", "none"))
+    lambda_ = table.number("lambda", 1.0, low=0.0, high=1.0)
+    caps = table.table("caps", required=False)
+    diversity = Diversity(
+        cast(Literal["mmr", "none"], method),
+        lambda_,
+        {column: caps.whole(column, low=1) for column in caps.content},
+    )
+    table.finish()
+    return diversity
+
+
+def _numbers(table: Table, known: Collection[str], low: float = 0.0) -> dict[str, float]:
+    for name in table.content:
+        if known and name not in known:
+            table.problem(name, name, choose(name, known))
+    return {name: table.number(name, low=low) for name in table.content}
+
+
+def _freshness(table: Table) -> Freshness:
+    ages = table.table("max_age", required=False)
+    freshness = Freshness(
+        snapshot_delta_s=table.duration_s("snapshot_delta"),
+        policy_poll_s=table.duration_s("policy_poll"),
+        max_age_s={name: ages.duration_s(name) for name in ages.content},
+    )
+    table.finish()
+    return freshness
+
+
+def _training(table: Table) -> Training:
+    schedule, gate = table.table("schedule", required=False), table.table("gate")
+    often = ("hourly", "daily", "weekly", "never")
+    metric = gate.text("metric")
+    if metric and not METRICS.fullmatch(metric):
+        gate.problem("metric", metric, "name a metric such as normalized_discounted_cumulative_gain_at_10")
+    training = Training(
+        schedule={name: schedule.text(name, known=often) for name in schedule.content},
+        gate=PromotionGate(
+            metric,
+            gate.number("margin", 0.0, low=-1.0, high=1.0),
+            _numbers(gate.table("segments", required=False), ()),
+        ),
+    )
+    gate.finish()
+    table.finish()
+    return training
+
+
+def _features(file: Table, events: Collection[str]) -> tuple[FeatureDeclaration, ...]:
+    features = tuple(_feature(table, events) for table in file.tables("feature", required=False))
+    file.finish()
+    return features
+
+
+def _feature(table: Table, events: Collection[str]) -> FeatureDeclaration:
+    fresh_s = table.duration_s("freshness", None)
+    return FeatureDeclaration(
+        name=table.text("name"),
+        kind=table.text("kind"),
+        scope=table.text("scope", "visitor"),
+        events=table.texts("events", (), known=events),
+        owner=table.text("owner"),
+        description=table.text("description"),
+        default=table.number("default", 0.0, low=float("-inf")),
+        value=table.text("value", "") or None,
+        where=dict(table.table("where", required=False).content),
+        freshness_s=None if math.isnan(fresh_s) else fresh_s,
+        sensitivity=table.text("sensitivity", "none"),
+        parameters=_parameters(table, events),
+    )
+
+
+def _parameters(table: Table, events: Collection[str]) -> dict[str, Parameter]:
+    per = {"per": table.texts("per", known=events)} if "per" in table.content else {}
+    parameters: dict[str, Parameter] = dict(per)
+    for name, value in table.rest().items():
+        seconds = duration_s(value)
+        if name in DURATIONS and seconds is None:
+            table.problem(name, value, 'write a duration such as "7d": a number with ms, s, m, h or d')
+        elif seconds is not None:
+            parameters[f"{name}_s"] = seconds
+        else:
+            parameters[name] = tuple(value) if isinstance(value, list) else value
+    return parameters
+
+
+def _rules(file: Table, freshness: Freshness) -> tuple[Rule, ...]:
+    rules = []
+    for name, table in file.children().items():
+        if name not in RULE_NAMES:
+            file.problem(name, name, choose(name, RULE_NAMES))
+        after = table.text("after", known=("closed", "open"))
+        if "max_age" in table.content and name in freshness.max_age_s:
+            table.problem(
+                "max_age", table.content["max_age"], "app.toml's freshness.max_age has it too; keep one"
+            )
+        age_s = table.duration_s("max_age", freshness.max_age_s.get(name))
+        rules.append(Rule(name, cast(After, after), None if math.isnan(age_s) else age_s))
+        table.finish()
+    return tuple(rules)
+
+
+def _reasons(file: Table, surfaces: Mapping[str, Surface], sources: Collection[str]) -> dict[str, str]:
+    known = {*sources, *RUNGS}
+    for name in file.content:
+        if name not in known:
+            file.problem(name, file.content[name], f"unknown key; {choose(name, known)}")
+    needed = {
+        quota.name for surface in surfaces.values() for quota in surface.sources if quota.name in sources
+    }
+    needed |= {"last_slate", "segment", "static"}
+    names = sorted(needed | (known & file.content.keys()))
+    return {name: file.text(name) for name in names}
+
+
+def environment(cls: type[Settings], environ: Mapping[str, str]) -> Settings:
+    """The frozen dataclass `cls` from variables named as its fields in capitals.
+
+    Fields are str, int, float, bool or Path; one without a default must be set, and not to nothing.
+    SettingsError lists every variable that is missing or malformed.
+    """
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    hints = get_type_hints(cls)
+    for one in dataclasses.fields(cls):  # type: ignore[arg-type]  # a frozen dataclass, as every caller passes
+        variable, wanted = one.name.upper(), hints[one.name]
+        text = environ.get(variable, "").strip()
+        if text:
+            values[one.name] = _converted(variable, text, wanted, problems)
+        elif one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING:
+            problems.append(Problem("environment", variable, None, f"set it to {_WANTED[wanted][1]}"))
+    if problems:
+        raise SettingsError(problems)
+    return cls(**values)
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+_WANTED: Mapping[Any, tuple[Callable[[str], Any], str]] = {
+    str: (str, "a text"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: (_boolean, "true or false"),
+    Path: (Path, "a path"),
+}
+
+
+def _converted(variable: str, text: str, wanted: Any, problems: list[Problem]) -> Any:
+    convert, words = _WANTED[wanted]
+    try:
+        return convert(text)
+    except (ValueError, KeyError):
+        problems.append(Problem("environment", variable, text, f"set it to {words}"))
+        return None
