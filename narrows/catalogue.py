@@ -26,7 +26,7 @@ class ItemColumns:
     """Columns over `ids`, in the same order; codes are int32 into `vocabularies`, -1 where there is none.
 
     category int32[n] (the first), category_all int32[n, 4], brand int32[n], price float32[n] (nan: none),
-    created_at float64[n] (epoch seconds, nan: none), regions int32[n, 4] (empty: everywhere),
+    created_at float64[n] (epoch seconds, nan: none), regions int32[n, r] (empty: everywhere),
     title bytes[n] (UTF-8, cut at 96 bytes). A part that the app does not declare has no column.
     """
 
@@ -46,7 +46,9 @@ def item_columns(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> It
     vocabularies: dict[str, tuple[str, ...]] = {}
     for part, name in (("category", catalogue.categories), ("regions", catalogue.regions)):
         if name in table:
-            codes, vocabularies[part] = _coded_lists([_as_list(value) for value in table[name]])
+            lists = [_as_list(value) for value in table[name]]
+            kept = max([CATEGORIES_KEPT, *map(len, lists)]) if part == "regions" else CATEGORIES_KEPT
+            codes, vocabularies[part] = _coded_lists(lists, kept)
             columns |= (
                 {"category": codes[:, 0], "category_all": codes} if part == "category" else {part: codes}
             )
@@ -86,14 +88,16 @@ def _as_list(value: Any) -> list[str]:
     return [str(part) for part in parts if part is not None and str(part)]
 
 
-def _coded_lists(lists: Sequence[Sequence[str]]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Codes int32[n, 4] in order of the vocabulary, which is sorted, and the vocabulary."""
-    vocabulary = tuple(sorted({name for names in lists for name in names[:CATEGORIES_KEPT]}))
+def _coded_lists(
+    lists: Sequence[Sequence[str]], kept: int = CATEGORIES_KEPT
+) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Codes int32[n, kept] in order of the vocabulary, which is sorted, and the vocabulary."""
+    vocabulary = tuple(sorted({name for names in lists for name in names[:kept]}))
     code_of = {name: code for code, name in enumerate(vocabulary)}
-    codes = np.full((len(lists), CATEGORIES_KEPT), UNKNOWN_CODE, np.int32)
+    codes = np.full((len(lists), kept), UNKNOWN_CODE, np.int32)
     for row, names in enumerate(lists):
-        kept = [code_of[name] for name in names[:CATEGORIES_KEPT]]
-        codes[row, : len(kept)] = kept
+        found = [code_of[name] for name in names[:kept]]
+        codes[row, : len(found)] = found
     return codes, vocabulary
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from narrows.retrieval import Rows
 from narrows.settings import Rule
+from narrows.snapshot import ItemSnapshot
 
 ChangeKind = Literal["stock", "region", "block"]
 Value = bool | tuple[str, ...]
@@ -48,6 +49,34 @@ class PolicyLog(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class SoldIn:
+    """Where the catalogue says that items are sold: `limited` where not in every region that it names."""
+
+    limited: Bits
+    regions: Mapping[str, Bits]
+
+    @classmethod
+    def everywhere(cls, size: int) -> SoldIn:
+        """No item is limited to a region."""
+        return cls(np.zeros(size, np.bool_), {})
+
+    @classmethod
+    def of(cls, snapshot: ItemSnapshot) -> SoldIn:
+        """What the snapshot's `regions` column says; an item without a region there is sold everywhere."""
+        codes = snapshot.columns.get("regions")
+        if codes is None:
+            return cls.everywhere(snapshot.size)
+        codes = codes.reshape(snapshot.size, -1)
+        free = (codes < 0).all(axis=1)
+        regions = {
+            region: free | (codes == code).any(axis=1)
+            for code, region in enumerate(snapshot.vocabulary("regions"))
+        }
+        limited = ~np.logical_and.reduce([np.ones(snapshot.size, np.bool_), *regions.values()])
+        return cls(limited, regions)
+
+
+@dataclass(frozen=True, eq=False)
 class PolicyState:
     """What this process knows of the log, as bitmaps over rows; never changed in place, only succeeded.
 
@@ -57,6 +86,7 @@ class PolicyState:
 
     rows_of: RowsOf
     size: int
+    sold_in: SoldIn
     version: int
     refreshed_at: float
     facts: Mapping[tuple[str, str], Change]
@@ -65,9 +95,15 @@ class PolicyState:
     restricted: Mapping[str, Bits]
 
     @classmethod
-    def empty(cls, rows_of: RowsOf, size: int) -> PolicyState:
+    def empty(cls, rows_of: RowsOf, size: int, sold_in: SoldIn | None = None) -> PolicyState:
         """A state that has never heard from the log: closed rules let nothing pass."""
-        return cls(rows_of, size, 0, NEVER, {}, np.zeros(size, np.bool_), np.zeros(size, np.bool_), {})
+        none = np.zeros(size, np.bool_)
+        return cls(rows_of, size, sold_in or SoldIn.everywhere(size), 0, NEVER, {}, none, none, {})
+
+    @classmethod
+    def over(cls, snapshot: ItemSnapshot) -> PolicyState:
+        """An empty state over the snapshot's rows and regions."""
+        return cls.empty(snapshot.rows, snapshot.size, SoldIn.of(snapshot))
 
     def apply(self, changes: Iterable[Change], version: int, now: float) -> PolicyState:
         """The state after these changes and a log that stood at `version` at `now`.
@@ -84,9 +120,9 @@ class PolicyState:
         known = replace(self, version=version, refreshed_at=max(self.refreshed_at, now), facts=facts)
         return _drawn(known, list(fresh.values())) if fresh else known
 
-    def bind(self, rows_of: RowsOf, size: int) -> PolicyState:
-        """The same facts over another snapshot's rows."""
-        blank = PolicyState.empty(rows_of, size)
+    def bind(self, snapshot: ItemSnapshot) -> PolicyState:
+        """The same facts over another snapshot's rows and regions."""
+        blank = PolicyState.over(snapshot)
         bound = replace(blank, version=self.version, refreshed_at=self.refreshed_at, facts=self.facts)
         return _drawn(bound, list(self.facts.values()))
 
@@ -186,12 +222,14 @@ def _listed(rule: Rule, rows: Rows, state: PolicyState, context: GateContext) ->
 
 
 def _restricted_in(region: str, rows: Rows, state: PolicyState, rule: Rule) -> Bits:
-    """Where the region is unknown, a closed rule drops what is restricted anywhere."""
-    if region:
-        asked = [state.restricted[region]] if region in state.restricted else []
-    else:
-        asked = list(state.restricted.values()) if rule.after == "closed" else []
+    """Without a known region, a closed rule drops what is restricted anywhere or not sold everywhere."""
+    closed, sold_in = rule.after == "closed", state.sold_in
     dropped = np.zeros(len(rows), np.bool_)
-    for bits in asked:
-        dropped |= bits[rows]
+    if region in sold_in.regions:
+        dropped |= ~sold_in.regions[region][rows]
+    elif closed:
+        dropped |= sold_in.limited[rows]
+    for name, bits in state.restricted.items():
+        if name == region or (closed and not region):
+            dropped |= bits[rows]
     return dropped

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +24,10 @@ from numpy.typing import NDArray
 
 from narrows.errors import InvalidInput, SnapshotError
 from narrows.ids import IdIndex
-from narrows.settings import Catalogue
 
 FORMAT = 1
 CODES_KEPT = 4
+NO_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 MANIFEST = "manifest.json"
 DAMAGE = (  # what numpy and zipfile raise on files that are not what they should be
     OSError,
@@ -89,7 +90,7 @@ class ItemSnapshot:
 
     def vocabulary(self, name: str) -> tuple[str, ...]:
         """The words of a category column, by code; () for a column of numbers."""
-        return self.vocabularies.get(name, ())
+        return self.vocabularies.get(name) or self.vocabularies.get(name.removesuffix("_all"), ())
 
     def apply(self, delta_path: Path) -> ItemSnapshot:
         """The snapshot after the delta.
@@ -127,44 +128,36 @@ class ItemSnapshot:
         return self.base_ids if row < self.later_ids.first else self.later_ids
 
 
-def item_columns(catalogue: Catalogue, items: Mapping[str, Values]) -> dict[str, Values]:
-    """The columns of a snapshot from an app's item table, under the names that every stage knows.
-
-    `category`, `brand`, `price` and `created_at` come from the columns that the catalogue names for these
-    parts; attributes keep their own names. A part that the catalogue does not name, or the table lacks, is
-    left out.
-    """
-    parts = {
-        "category": catalogue.categories,
-        "brand": catalogue.brand,
-        "price": catalogue.price,
-        "created_at": catalogue.time,
-        **{name: name for name in catalogue.attributes},
-    }
-    return {part: items[column] for part, column in parts.items() if column and column in items}
-
-
 def write_base(
-    directory: Path, ids: Sequence[str], columns: Mapping[str, Values], *, version: str, spare: int
+    directory: Path,
+    ids: Sequence[str],
+    columns: Mapping[str, Values],
+    *,
+    version: str,
+    spare: int,
+    vocabularies: Mapping[str, tuple[str, ...]] = NO_WORDS,
 ) -> None:
     """Write a base of these items in this order, with room for `spare` more.
 
     A column of strings becomes codes, one of lists of strings becomes codes and `<name>_all`; None is
-    missing. The manifest is written last, so an interrupted write leaves nothing that opens.
+    missing. A column of which `vocabularies` tells the words holds codes already. The manifest is written
+    last, so an interrupted write leaves nothing that opens.
     """
     directory.mkdir(parents=True, exist_ok=True)
     index = IdIndex.build(ids)
     capacity = len(ids) + spare
     files: dict[str, dict[str, Any]] = {}
-    vocabularies: dict[str, tuple[str, ...]] = {}
+    words_of = dict(vocabularies)
     for name, values in columns.items():
         if len(values) != len(ids):
             raise InvalidInput(
                 f"columns.{name}", len(values), f"give one value for each of the {len(ids)} ids"
             )
-        encoded, words = _encoded(name, values, ())
-        if words is not None:
-            vocabularies[name] = words
+        encoded, words = (
+            ({name: np.asarray(values)}, ()) if name in vocabularies else _encoded(name, values, ())
+        )
+        if words:
+            words_of[name] = words
         for part, array in encoded.items():
             files[f"{part}.npy"] = _stored(directory, f"{part}.npy", _padded(array, capacity))
     for part, array in index.arrays().items():
@@ -176,7 +169,7 @@ def write_base(
         "size": len(ids),
         "capacity": capacity,
         "columns": names,
-        "vocabularies": vocabularies,
+        "vocabularies": words_of,
         "files": files,
     }
     pending = directory / f"{MANIFEST}.pending"
@@ -222,12 +215,18 @@ def delta_path(directory: Path, number: int) -> Path:
 
 
 def write_delta(
-    path: Path, snapshot: ItemSnapshot, ids: Sequence[str], columns: Mapping[str, Values], *, version: str
+    path: Path,
+    snapshot: ItemSnapshot,
+    ids: Sequence[str],
+    columns: Mapping[str, Values],
+    *,
+    version: str,
+    vocabularies: Mapping[str, tuple[str, ...]] = NO_WORDS,
 ) -> None:
     """Write what changes `snapshot` into `version`: new items, and new values of items that it has.
 
-    Only the given columns change; a new item reads as missing in the others. SnapshotError when the new
-    items do not fit into the spare lines.
+    Columns are given as to `write_base`. Only they change; a new item reads as missing in the others.
+    SnapshotError when the new items do not fit into the spare lines.
     """
     rows = snapshot.rows(ids)
     fresh = np.flatnonzero(rows < 0)
@@ -243,8 +242,12 @@ def write_delta(
     words_added: dict[str, tuple[str, ...]] = {}
     for name, values in columns.items():
         known = snapshot.vocabulary(name)
-        encoded, words = _encoded(name, values, known)
-        words_added[name] = () if words is None else words[len(known) :]
+        if name in vocabularies:
+            codes, words = _recoded(np.asarray(values), vocabularies[name], known)
+            encoded = {name: codes}
+        else:
+            encoded, words = _encoded(name, values, known)
+        words_added[name] = words[len(known) :]
         for part, array in encoded.items():
             arrays[f"column:{part}"] = _as_stored(snapshot, part, array)
     names = sorted(name.removeprefix("column:") for name in arrays if name != "rows")
@@ -259,13 +262,11 @@ def write_delta(
     _write_zip(path, meta, arrays)
 
 
-def _encoded(
-    name: str, values: Values, known: tuple[str, ...]
-) -> tuple[dict[str, Array], tuple[str, ...] | None]:
-    """The stored arrays of a column, and its words after `known` where it has any."""
+def _encoded(name: str, values: Values, known: tuple[str, ...]) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """The stored arrays of a column, and its words, which begin with the `known` ones."""
     form = _form(values)
     if form == "number":
-        return {name: _numbers(values)}, None
+        return {name: _numbers(values)}, ()
     if form == "category":
         codes, words = _codes(list(values), known)
         return {name: codes}, words
@@ -281,7 +282,7 @@ def _encoded(
 
 
 def _form(values: Values) -> Form:
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufS":
         return "number"
     first = next((one for one in values if one is not None), None)
     if isinstance(first, str):
@@ -290,7 +291,7 @@ def _form(values: Values) -> Form:
 
 
 def _numbers(values: Values) -> Array:
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufS":
         return values
     return np.array([np.nan if one is None else one for one in values], np.float64)
 
@@ -302,8 +303,14 @@ def _codes(words: list[str | None], known: tuple[str, ...]) -> tuple[Rows, tuple
     return np.fromiter((code_of.get(word, -1) for word in words), np.int32, len(words)), vocabulary
 
 
-def _missing(dtype: np.dtype[Any]) -> float | int | bool:
-    return np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else 0
+def _recoded(codes: Array, words: tuple[str, ...], known: tuple[str, ...]) -> tuple[Array, tuple[str, ...]]:
+    """Codes into `words` as codes into the known words, which new ones follow."""
+    new_codes, vocabulary = _codes(list(words), known)
+    return np.append(new_codes, np.int32(-1))[codes], vocabulary
+
+
+def _missing(dtype: np.dtype[Any]) -> float | int | bytes:
+    return np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else b"" if dtype.kind == "S" else 0
 
 
 def _padded(array: Array, capacity: int) -> Array:

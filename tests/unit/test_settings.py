@@ -82,7 +82,7 @@ def test_every_mistake_of_every_file_is_reported_at_once(app_dir: Path) -> None:
     spoil(app_dir, "app.toml", "margin = 0.0", 'margin = "none"')
     spoil(app_dir, "features.toml", '"decayed_count"', '"decaying_count"')
     spoil(app_dir, "features.toml", 'events = ["view"]', 'events = ["viewed"]')
-    spoil(app_dir, "rules.toml", '"closed"', '"shut"')
+    spoil(app_dir, "rules.toml", 'after = "closed"', 'after = "shut"')
     spoil(app_dir, "reasons.toml", "fresh =", "frsh =")
     (app_dir / "static.json").write_text('["a", "a"]')
     text = "\n".join(problems(app_dir))

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from narrows.catalogue import item_columns
 from narrows.errors import InvalidInput, SnapshotError
 from narrows.ids import IdIndex
 from narrows.settings import Catalogue
 from narrows.snapshot import (
     ItemSnapshot,
     delta_path,
-    item_columns,
     open_base,
     open_snapshot,
     write_base,
@@ -221,11 +221,23 @@ def test_an_empty_catalogue_opens(tmp_path: Path) -> None:
     assert empty.apply(delta(empty, tmp_path, 1, ["a"], price=[1.0])).rows(["a"]).tolist() == [0]
 
 
-def test_item_columns_follow_the_catalogue() -> None:
-    """Parts get the names that stages know; what the app or the table lacks is left out."""
-    catalogue = Catalogue(id="item_id", categories="genres", brand="maker", attributes=("year",))
-    columns = item_columns(catalogue, {"item_id": ["a"], "genres": [["x"]], "year": [1999], "other": [0]})
-    assert columns == {"category": [["x"]], "year": [1999]}
+def test_encoded_columns_keep_their_codes_and_deltas_translate_them(tmp_path: Path) -> None:
+    """Columns that are codes already are stored as they are; a delta's codes become the base's."""
+    table = {"id": ["a", "b"], "kind": [["y"], ["x", "y"]], "name": ["A", "Ä" * 60]}
+    catalogue = Catalogue(id="id", categories="kind", text=("name",))
+    items = item_columns(table, catalogue)
+    write_base(tmp_path, items.ids, items.columns, version="v1", spare=2, vocabularies=items.vocabularies)
+    first = open_base(tmp_path)
+    assert first.columns["category_all"].tolist() == [[1, -1, -1, -1], [0, 1, -1, -1]]
+    assert first.columns["title"].tolist() == [b"A", ("Ä" * 48).encode()]
+    later = item_columns({"id": ["b", "c"], "kind": [[], ["w", "y"]], "name": ["B", "C"]}, catalogue)
+    path = delta_path(tmp_path, 1)
+    write_delta(path, first, later.ids, later.columns, version="v2", vocabularies=later.vocabularies)
+    second = first.apply(path)
+    assert second.vocabulary("category") == second.vocabulary("category_all") == ("x", "y", "w")
+    assert second.columns["category"].tolist() == [1, -1, 2]
+    assert second.columns["category_all"][2].tolist() == [2, 1, -1, -1]
+    assert second.columns["title"].tolist() == [b"A", b"B", b"C"]
 
 
 @given(st.lists(st.text(min_size=1, max_size=60).filter(lambda text: "\0" not in text), unique=True))
