@@ -1,0 +1,52 @@
+"""What every test runs under: nothing beyond this machine, and a report of the servers that took part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+from pytest_socket import socket_allow_hosts
+
+from tests import servers
+from tests.servers import dynamodb_local, ministack, moto
+
+__all__ = ["dynamodb_local", "ministack", "moto"]
+
+LOOPBACK = ["127.0.0.1", "localhost", "::1"]
+
+hypothesis.settings.register_profile(
+    "narrows",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+)
+hypothesis.settings.load_profile("narrows")
+
+
+def pytest_runtest_setup() -> None:
+    """No test reaches beyond this machine."""
+    socket_allow_hosts(LOOPBACK, allow_unix_socket=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[Any]:
+    """Count the tests that really ran against each server."""
+    outcome = yield
+    for fixture in getattr(item, "fixturenames", ()):
+        if fixture in servers.NAMES:
+            servers.used[servers.NAMES[fixture]] += 1
+    return outcome
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what ran against which real server, and what could not."""
+    if not servers.started and not servers.missing:
+        return
+    terminalreporter.section("what ran against which real server")
+    for name, where in sorted(servers.started.items()):
+        terminalreporter.write_line(f"{name} ({where}): {servers.used[name]} tests")
+    for name, reason in sorted(servers.missing.items()):
+        terminalreporter.write_line(f"{name}: NOT RUN, {reason}")
