@@ -117,8 +117,8 @@ class DecayedCount:
 class SmoothedRate:
     """Successes over trials with a Beta prior; state (successes, trials, reference time), both decayed alike.
 
-    `prior_successes` and `prior_trials` are what is believed before any event: 1 and 50 for a rate near 2 %.
-    Without `half_life_s` nothing decays.
+    A trial that lists what it showed counts once for each item listed. `prior_successes` and `prior_trials` are
+    what is believed before any event: 1 and 50 for a rate near 2 %. Without `half_life_s` nothing decays.
     """
 
     name: ClassVar[str] = "smoothed_rate"
@@ -135,7 +135,8 @@ class SmoothedRate:
         success, trial = self.of.amount(event), self.per.amount(event)
         if success is None and trial is None:
             return state
-        return self.merge(state, (success or 0.0, trial or 0.0, event.time))
+        shown = max(1, len(event.impression))
+        return self.merge(state, (success or 0.0, (trial or 0.0) * shown, event.time))
 
     def merge(self, left: State, right: State) -> State:
         if left[2] is None or right[2] is None:

@@ -104,6 +104,13 @@ def test_a_rate_starts_at_its_prior_and_moves_with_the_evidence() -> None:
     assert decayed.read(folded(decayed, events), T0 + 1e6) == pytest.approx(1 / 50)
 
 
+def test_an_impression_of_many_items_is_many_trials() -> None:
+    """One click on a list of ten is a rate of one in ten, not of one."""
+    kind = SmoothedRate(CLICKS, VIEWS, 0.0, 1e-9)
+    shown = Event("v", "view", T0, T0, user_id="u", impression=tuple("abcdefghij"))
+    assert kind.read(folded(kind, [shown, happened("c", T0)]), T0) == pytest.approx(0.1)
+
+
 def test_a_sum_takes_the_property_and_leaves_out_what_is_no_number() -> None:
     """An event without the amount is not an event of amount zero: it is not counted."""
     kind = Count(Selection(frozenset({"click"}), value="amount"))

@@ -1,0 +1,1 @@
+"""The function that takes event batches over HTTP."""

@@ -1,0 +1,138 @@
+"""The HTTP doorway of every function: bodies within limits, and errors mapped to answers in one place."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.event_handler import APIGatewayHttpResolver, Response
+from aws_lambda_powertools.event_handler.exceptions import NotFoundError
+
+from narrows.errors import InvalidInput, NarrowsError, StoreUnavailable, TooLarge, UnknownSurface
+from narrows.events import nearest
+
+JSON = "application/json"
+TRY_AGAIN = "try again in a moment"
+
+
+def doorway(logger: Logger) -> APIGatewayHttpResolver:
+    """A resolver for payload format 2.0 that answers every error in the one shape of the API."""
+    app = APIGatewayHttpResolver(serializer=_compact)
+
+    def invalid(error: InvalidInput) -> Response[str]:
+        return refusal(_status(error), error, field=error.field, value=error.value, remedy=error.remedy)
+
+    def unavailable(error: StoreUnavailable) -> Response[str]:
+        logger.warning("store unavailable", extra={"reason": str(error)})
+        return refusal(HTTPStatus.SERVICE_UNAVAILABLE, error, remedy=TRY_AGAIN)
+
+    def failed(error: NarrowsError) -> Response[str]:
+        logger.error("failed", extra={"reason": str(error)})
+        return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, error, remedy=TRY_AGAIN)
+
+    def crashed(error: Exception) -> Response[str]:
+        logger.error("crashed", exc_info=error)
+        hidden = NarrowsError("an error that we did not expect; it is in the log")
+        return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, hidden, remedy=TRY_AGAIN)
+
+    def not_found(_: NotFoundError) -> Response[str]:
+        path = app.current_event.path
+        error = InvalidInput("path", path, "see GET /openapi.json for the routes of this API")
+        return refusal(HTTPStatus.NOT_FOUND, error, field="path", value=error.value, remedy=error.remedy)
+
+    app.exception_handler(InvalidInput)(invalid)
+    app.exception_handler(StoreUnavailable)(unavailable)
+    app.exception_handler(NarrowsError)(failed)
+    app.exception_handler(Exception)(crashed)
+    app.not_found(not_found)
+    return app
+
+
+def answer(content: Mapping[str, Any], status: int = HTTPStatus.OK) -> Response[str]:
+    """A JSON response."""
+    return Response(status_code=int(status), content_type=JSON, body=_compact(content))
+
+
+def refusal(status: int, error: Exception, **details: str) -> Response[str]:
+    """The error object of the API, with the class as its type."""
+    shown = {
+        "type": type(error).__name__,
+        "message": str(error),
+        "field": None,
+        "value": None,
+        "remedy": None,
+    }
+    return answer({"error": {**shown, **details}}, status)
+
+
+def json_object(
+    event: Mapping[str, Any], *, limit_bytes: int, fields: Collection[str], finite: bool
+) -> dict[str, Any]:
+    """The body as a JSON object with no fields but these; InvalidInput or TooLarge otherwise.
+
+    With `finite`, NaN and infinity are refused wherever they stand.
+    """
+    text = _text(event, limit_bytes)
+    try:
+        content = json.loads(text, parse_constant=_refuse if finite else float, parse_float=_number(finite))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("body", text[:80], f"send one JSON object ({error})") from None
+    if not isinstance(content, dict):
+        raise InvalidInput("body", text[:80], "send one JSON object")
+    refuse_unknown("", content, fields)
+    return content
+
+
+def refuse_unknown(path: str, content: Mapping[str, Any], fields: Collection[str]) -> None:
+    """InvalidInput for the first name that is not one of the fields, with the nearest that is."""
+    for name in content:
+        if name not in fields:
+            close = nearest(name, fields)
+            hint = f"did you mean '{close}'? " if close else ""
+            raise InvalidInput(path + name, content[name], f"{hint}the fields are {', '.join(fields)}")
+
+
+def _text(event: Mapping[str, Any], limit_bytes: int) -> str:
+    body = event.get("body") or ""
+    if event.get("isBase64Encoded"):
+        try:
+            data = base64.b64decode(body, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidInput("body", body, "the body is marked as base64 and is not") from None
+    else:
+        data = body.encode("utf-8", "surrogatepass")
+    if len(data) > limit_bytes:
+        raise TooLarge("body", f"{len(data)} bytes", f"send at most {limit_bytes} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        remedy = f"encode it as UTF-8; byte {error.start} is not"
+        raise InvalidInput("body", data[max(0, error.start - 10) : error.start + 10], remedy) from None
+
+
+def _refuse(constant: str) -> float:
+    raise InvalidInput("body", constant, "JSON has no such number; send a finite one, or leave it out")
+
+
+def _number(finite: bool) -> Callable[[str], float]:
+    def parsed(text: str) -> float:
+        number = float(text)
+        return number if math.isfinite(number) or not finite else _refuse(text)
+
+    return parsed
+
+
+def _status(error: InvalidInput) -> HTTPStatus:
+    if isinstance(error, TooLarge):
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    return HTTPStatus.NOT_FOUND if isinstance(error, UnknownSurface) else HTTPStatus.BAD_REQUEST
+
+
+def _compact(content: Any) -> str:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)

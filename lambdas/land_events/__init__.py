@@ -1,0 +1,1 @@
+"""The function that writes stream batches to the lake's landing zone."""

@@ -1,0 +1,1 @@
+"""The function that moves the pointer to a better model."""

@@ -1,0 +1,1 @@
+"""The function that keeps each visitor's last slates."""

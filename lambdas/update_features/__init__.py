@@ -1,0 +1,1 @@
+"""The function that folds events into visitors' states."""

@@ -1,0 +1,1 @@
+"""The function that appends to the policy log."""
