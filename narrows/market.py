@@ -128,6 +128,10 @@ class World:
         drawn: Integers = np.searchsorted(self._activity, rng.random(n))
         return np.minimum(drawn, self.users - 1)
 
+    def most_active(self) -> int:
+        """The number of the user who comes most often."""
+        return int(np.argmax(np.diff(self._activity, prepend=0.0)))
+
     def _draw_vectors(self, rng: np.random.Generator) -> None:
         n, kinds = self.items, len(self.categories)
         self._category_vectors = _unit(rng.normal(size=(kinds, _DIMENSIONS)))

@@ -1,0 +1,42 @@
+"""The `narrows` command: files, the local cloud and, with a URL, any deployment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from narrows import __version__
+from narrows.cli import demo, doctor, evaluate, import_data, recommend, train, up
+from narrows.cli.console import CommandParser, Console, UsageError
+from narrows.cli.places import find_places
+from narrows.errors import NarrowsError
+
+COMMANDS = (demo, up, import_data, train, evaluate, recommend, doctor)
+EPILOG = "Start with `narrows demo`. Each command explains itself: narrows <command> --help."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 only on success, 2 with a message that explains the mistake, else 1."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    console = Console(json="--json" in arguments)
+    try:
+        options = _parser().parse_args(arguments)
+        result = options.run(options, find_places(os.environ), console)
+    except UsageError as error:
+        print(error.usage, file=sys.stderr)
+        return console.fail(error, 2)
+    except NarrowsError as error:
+        return console.fail(error, 2)
+    except KeyboardInterrupt:
+        return console.fail(NarrowsError("stopped by Ctrl-C"), 130)
+    return console.finish(result)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="narrows", description=__doc__, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"narrows {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="<command>")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser

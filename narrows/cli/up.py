@@ -1,0 +1,55 @@
+"""`narrows up` and `narrows down`: the local cloud, in the foreground or detached."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from narrows.cli.console import Console
+from narrows.cli.places import Places
+
+UP = """\
+Start an AWS of this machine, deploy the stacks into it with the CDK's own command, and serve the API and the
+page. Ports are free ones and are printed. State lies in NARROWS_HOME (.narrows)."""
+DOWN = "Stop the local cloud: no process and no temporary file is left behind."
+
+
+def add(commands: Any) -> None:
+    """Declare both command lines."""
+    up = commands.add_parser(
+        "up",
+        help="start the local cloud",
+        description=UP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    up.add_argument("--app", default="megashop", help="the app to serve (default: megashop)")
+    up.add_argument("--detach", action="store_true", help="return when it is ready; narrows down stops it")
+    up.add_argument("--workers", type=int, default=2, help="processes of the API (default: 2)")
+    up.add_argument("--json", action="store_true", help="print api, page and aws_endpoint as one JSON object")
+    up.set_defaults(run=run_up)
+    down = commands.add_parser("down", help="stop the local cloud", description=DOWN)
+    down.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    down.set_defaults(run=run_down)
+
+
+def run_up(arguments: argparse.Namespace, places: Places, console: Console) -> Mapping[str, Any]:
+    """Start everything; without --detach it serves until Ctrl-C."""
+    from localcloud import supervisor  # starts programs: only the commands that need it load it
+
+    app = places.app(arguments.app)
+    addresses: Mapping[str, Any] = supervisor.up(
+        places.home, app.name, detach=arguments.detach, workers=arguments.workers, progress=console.note
+    )
+    for name, address in addresses.items():
+        console.say(f"{name:<13} {address}")
+    return addresses
+
+
+def run_down(arguments: argparse.Namespace, places: Places, console: Console) -> Mapping[str, Any]:  # noqa: ARG001
+    """Stop everything; stopping what does not run is fine."""
+    from localcloud import supervisor
+
+    supervisor.down(places.home)
+    console.say("stopped")
+    return {"ok": True}
