@@ -1,0 +1,52 @@
+"""Invoked by Step Functions: promotes the candidate if the gate says so, by moving one pointer."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lambdas.promote_model.contract import asked
+from narrows.adapters.aws import client
+from narrows.adapters.control import DynamoControlTable
+from narrows.adapters.models import S3ModelFolders
+from narrows.promotion import promote
+from narrows.settings import environment, load_app
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The variables of this function."""
+
+    app: str
+    bucket: str
+    control_table: str
+    aws_region: str
+
+
+SETTINGS = environment(Settings, os.environ)
+APP = load_app(Path(__file__).resolve().parents[2] / "apps" / SETTINGS.app)
+FOLDERS = S3ModelFolders(client("s3", read_timeout_s=60, connect_timeout_s=2, attempts=3), SETTINGS.bucket)
+CONTROL = DynamoControlTable(
+    SETTINGS.control_table, region=SETTINGS.aws_region, connect_timeout_s=1, read_timeout_s=5
+)
+
+
+def handler(event: dict[str, Any], _: Any) -> dict[str, Any]:
+    """{"candidate", "metrics", "version"} in, {"promoted", "reason", "version"} out."""
+    ask = asked(event)
+    with tempfile.TemporaryDirectory() as directory:
+        promotion = promote(
+            ask.candidate,
+            FOLDERS.metrics(ask.metrics),
+            ask.version,
+            app=APP,
+            control=CONTROL,
+            folders=FOLDERS,
+            directory=Path(directory),
+            now=time.time(),
+        )
+    return asdict(promotion)

@@ -1,0 +1,80 @@
+"""A candidate model against the live one: the gate's verdict, and the one pointer it moves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from narrows.control import ControlTable, Pointer, model_pointer
+from narrows.errors import BundleError, Conflict, InvalidInput
+from narrows.evaluation.gate import decide
+from narrows.ranking import read_manifest
+from narrows.settings import App
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """Whether `version` is live now, and why, in a sentence."""
+
+    promoted: bool
+    reason: str
+    version: str
+
+
+class ModelFolders(Protocol):
+    """Where candidates come from and where models are kept."""
+
+    def fetch(self, uri: str, directory: Path) -> None:
+        """Copy the candidate's files into the directory, unpacked."""
+
+    def keep(self, directory: Path, version: str) -> str:
+        """Store the files as the model `version`; returns its prefix."""
+
+
+def promote(
+    candidate: str,
+    evaluation: Mapping[str, Any],
+    version: str,
+    *,
+    app: App,
+    control: ControlTable,
+    folders: ModelFolders,
+    directory: Path,
+    now: float,
+) -> Promotion:
+    """Move the app's model pointer to the candidate if the gate says so.
+
+    `candidate` is an address that `folders` understands; `evaluation` is {"candidate": ..., "current": ... or
+    None}, or the candidate's alone. The files are verified before the pointer moves. Twice is once.
+    """
+    ours, theirs = _sides(evaluation)
+    live = control.read(model_pointer(app.name))
+    if live is not None and live.version == version:
+        return Promotion(True, f"model {version} is live already", version)
+    verdict = decide(ours, theirs, app.training.gate)
+    if not verdict.promote:
+        return Promotion(False, verdict.reason, version)
+    folders.fetch(candidate, directory)
+    try:
+        manifest = read_manifest(directory)
+    except BundleError as error:
+        return Promotion(False, f"the candidate is damaged: {error}", version)
+    if manifest.app != app.name:
+        return Promotion(False, f"the candidate was trained for {manifest.app!r}, not {app.name!r}", version)
+    prefix = folders.keep(directory, version)
+    pointer = Pointer(version, prefix, now, previous=live.version if live else "")
+    try:
+        control.move(model_pointer(app.name), pointer, expected=live.version if live else None)
+    except Conflict:
+        return Promotion(False, "another model was promoted meanwhile; evaluate against that one", version)
+    return Promotion(True, verdict.reason, version)
+
+
+def _sides(evaluation: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    if isinstance(evaluation.get("candidate"), Mapping):
+        return evaluation["candidate"], evaluation.get("current")
+    if isinstance(evaluation.get("reports"), Mapping):
+        return evaluation, None
+    raise InvalidInput("metrics", sorted(evaluation), "an evaluation has 'candidate' or 'reports'")
