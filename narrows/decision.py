@@ -14,7 +14,7 @@ RECORD_VERSION = 1
 
 @dataclass(frozen=True)
 class ShownItem:
-    """One place of the slate, from 0; `row` is the snapshot's, and finds the item's features as they were.
+    """One place of the slate; `position` counts from 1, `row` is the one of the record's snapshot.
 
     `score` is None where the rung does not score; `propensity` is the chance that this item stood here.
     """
