@@ -31,12 +31,12 @@ LANDED = T.StructType(
     [
         T.StructField("event_id", T.StringType()),
         T.StructField("event_type", T.StringType()),
-        T.StructField("time", T.DoubleType()),
+        T.StructField("sent_at", T.DoubleType()),
         T.StructField("received_at", T.DoubleType()),
         T.StructField("user_id", T.StringType()),
         T.StructField("session_id", T.StringType()),
         T.StructField("item_id", T.StringType()),
-        T.StructField("value", T.DoubleType()),
+        T.StructField("event_value", T.DoubleType()),
         T.StructField("recommendation_id", T.StringType()),
         T.StructField("surface", T.StringType()),
         T.StructField("impression", T.ArrayType(T.StringType())),
@@ -79,7 +79,7 @@ def malformed(landed: DataFrame) -> DataFrame:
 def usable(landed: DataFrame) -> DataFrame:
     """The first arrival of each event that its visitor consented to, with the key of that visitor."""
     events = landed.where(_is_event()).drop(MALFORMED)
-    first = F.min_by(F.struct(*events.columns), F.coalesce("received_at", "time")).alias("event")
+    first = F.min_by(F.struct(*events.columns), F.coalesce("received_at", "sent_at")).alias("event")
     distinct = events.groupBy("event_id").agg(first).select("event.*")
     consented = distinct.where(F.coalesce("consent", F.lit(True)))
     visitor = F.coalesce(F.concat(F.lit("u#"), F.col("user_id")), F.concat(F.lit("s#"), F.col("session_id")))
@@ -88,11 +88,17 @@ def usable(landed: DataFrame) -> DataFrame:
 
 def interactions(events: DataFrame, labels: Mapping[str, float]) -> DataFrame:
     """What visitors did with items, oldest first for each visitor."""
-    columns = ["event_type", "value", "weight"]
     return (
         events.withColumn("weight", _label(labels))
         .where((F.col("weight") > 0) & F.col("item_id").isNotNull())
-        .select(F.col("visitor").alias("user_id"), "item_id", "time", *columns)
+        .select(
+            F.col("visitor").alias("user_id"),
+            "item_id",
+            F.col("sent_at").alias("time"),
+            "event_type",
+            F.col("event_value").alias("value"),
+            "weight",
+        )
         .repartition("user_id")
         .sortWithinPartitions("user_id", "time")
     )
@@ -106,7 +112,7 @@ def impressions(events: DataFrame, labels: Mapping[str, float]) -> DataFrame:
         F.col("visitor").alias("user_id"),
         F.posexplode("impression").alias("place", "item_id"),
         "surface",
-        F.col("time").alias("shown_at"),
+        F.col("sent_at").alias("shown_at"),
     )
     outcomes = (
         events.withColumn("label", _label(labels))
@@ -124,6 +130,7 @@ def impressions(events: DataFrame, labels: Mapping[str, float]) -> DataFrame:
 
 def build(landed: DataFrame, items: DataFrame, labels: Mapping[str, float], output: str) -> Mapping[str, int]:
     """Write the training data directory under `output`; returns how many of what, nothing left uncounted."""
+    spread_over_cores(landed)
     landed = landed.cache()
     events = usable(landed).cache()
     rejected = malformed(landed)
@@ -136,15 +143,23 @@ def build(landed: DataFrame, items: DataFrame, labels: Mapping[str, float], outp
         "quarantine": rejected,
     }
     for name, table in tables.items():
-        table.write.mode("overwrite").parquet(f"{output.rstrip('/')}/{name}")
-        counts[name] = table.count()
+        folder = f"{output.rstrip('/')}/{name}"
+        table.write.mode("overwrite").parquet(folder)
+        counts[name] = landed.sparkSession.read.schema(table.schema).parquet(folder).count()
     return counts
+
+
+def spread_over_cores(landed: DataFrame) -> None:
+    """Shuffle into as many parts as cores and input need: Spark's own 200 cost a small input a minute."""
+    cores = landed.sparkSession.sparkContext.defaultParallelism
+    parts = max(2 * cores, 4 * landed.rdd.getNumPartitions())
+    landed.sparkSession.conf.set("spark.sql.shuffle.partitions", str(parts))
 
 
 def _is_event() -> F.Column:
     whole = F.col(MALFORMED).isNull() & F.col("event_id").isNotNull() & F.col("event_type").isNotNull()
     has_visitor = F.col("user_id").isNotNull() | F.col("session_id").isNotNull()
-    return whole & F.col("time").isNotNull() & has_visitor
+    return whole & F.col("sent_at").isNotNull() & has_visitor
 
 
 def _label(labels: Mapping[str, float]) -> F.Column:

@@ -27,7 +27,7 @@ purchase = { label = 3.0 }
 
 
 def _event(event_id: str, event_type: str, time: float, **fields: object) -> dict[str, object]:
-    event = {"event_id": event_id, "event_type": event_type, "time": time, "received_at": time + 1.0}
+    event = {"event_id": event_id, "event_type": event_type, "sent_at": time, "received_at": time + 1.0}
     return {**event, "consent": True, **fields}
 
 
@@ -49,7 +49,7 @@ LANDED = {
             "received_at": 90000.0,
         },
         "not json {",
-        {"event_id": "f", "event_type": "click", "time": 14.0},
+        {"event_id": "f", "event_type": "click", "sent_at": 14.0},
     ],
 }
 
