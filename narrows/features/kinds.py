@@ -117,8 +117,8 @@ class DecayedCount:
 class SmoothedRate:
     """Successes over trials with a Beta prior; state (successes, trials, reference time), both decayed alike.
 
-    A trial that lists what it showed counts once for each item listed. `prior_successes` and `prior_trials` are
-    what is believed before any event: 1 and 50 for a rate near 2 %. Without `half_life_s` nothing decays.
+    A trial that lists what it showed counts once for each item listed. `prior_successes` and `prior_trials`
+    are what is believed before any event: 1 and 50 for a rate near 2 %. Without `half_life_s` nothing decays.
     """
 
     name: ClassVar[str] = "smoothed_rate"

@@ -1,0 +1,323 @@
+"""The API, described once: served as GET /openapi.json, written as docs/api.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lambdas.collect_events.contract import BYTES_A_BATCH, EVENTS_A_BATCH
+from lambdas.recommend.contract import BYTES_A_REQUEST, CONTEXT_CHARACTERS, CONTEXT_ITEMS, ID_CHARACTERS
+from lambdas.update_policy.contract import BYTES_AT_ONCE, CHANGES_AT_ONCE, KINDS
+from narrows.events import EXCLUDING_TYPES, LIMITS
+from narrows.settings import LARGEST_LIMIT
+
+Schema = dict[str, Any]
+VERSION = "1.0.0"
+RUNGS = {
+    "full": "retrieved, ranked by the model, re-ranked",
+    "remembered": "the candidates of an earlier request, ranked by the model now",
+    "in_process": "retrieved, ranked without a model by fused ranks",
+    "last_slate": "what the visitor was shown last",
+    "segment": "what is popular in the visitor's segment; also when the visitor's state cannot be read",
+    "static": "the list that ships with the code",
+    "none_eligible": "the rules leave nothing: an empty list, status 200",
+}
+ERRORS = {
+    "400": "A field is wrong; the error names it, its value and what to send instead",
+    "404": "No such surface or path",
+    "413": "The body, or the number of things in it, is over the limit",
+    "503": "A store that this answer cannot do without did not answer; try again",
+}
+
+
+def document(surfaces: Sequence[str], event_types: Sequence[str]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of an app with these surfaces and event types."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Narrows",
+            "version": VERSION,
+            "description": "Recommendations, events and policy.",
+        },
+        "paths": {
+            "/api/recommendations/{surface}": {"post": _recommendations(surfaces)},
+            "/api/events": {"post": _events(event_types)},
+            "/api/policy/changes": {"post": _policy()},
+            "/api/health": {"get": _health()},
+            "/openapi.json": {"get": _operation("openapi", "This document", {"type": "object"}, ())},
+        },
+        "components": {"schemas": {"Error": _error()}},
+    }
+
+
+def _recommendations(surfaces: Sequence[str]) -> dict[str, Any]:
+    request = _object(
+        {
+            "user_id": _text(ID_CHARACTERS, "The user; unknown ones are served, never refused"),
+            "session_id": _text(ID_CHARACTERS, "The session; one of user_id and session_id is required"),
+            "limit": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": LARGEST_LIMIT,
+                "description": "How many; the surface's own number where left out",
+            },
+            "context": _object(
+                {
+                    "device": _text(CONTEXT_CHARACTERS, "For example mobile, tablet, desktop"),
+                    "location": _text(CONTEXT_CHARACTERS, "The region, for rules and segments: DE"),
+                    "time": {
+                        "type": ["string", "number"],
+                        "description": "The client's time, ISO 8601 with a zone or epoch seconds",
+                    },
+                }
+            ),
+            "item_id": _text(ID_CHARACTERS, "The item of a product page"),
+            "item_ids": {
+                "type": "array",
+                "maxItems": CONTEXT_ITEMS,
+                "items": _text(ID_CHARACTERS),
+                "description": "The items of a cart",
+            },
+            "explain": {"type": "boolean", "description": "Answer with `trace` as well"},
+        }
+    )
+    request["anyOf"] = [{"required": ["user_id"]}, {"required": ["session_id"]}]
+    item = _object(
+        {
+            "product_id": {"type": "string", "description": "Equal to item_id"},
+            "item_id": {"type": "string"},
+            "score": {"type": ["number", "null"], "description": "Null where the rung does not score"},
+            "reason": {"type": "string"},
+            "position": {"type": "integer", "description": "From 1"},
+        },
+        complete=True,
+    )
+    response = _object(
+        {
+            "recommendations": {"type": "array", "items": item, "description": "Best first"},
+            "model_version": {"type": ["string", "null"], "description": "Null before the first model"},
+            "experiment_id": {"type": ["string", "null"]},
+            "recommendation_id": {"type": "string", "description": "Send it back with events"},
+            "fallback": {"type": "string", "enum": list(RUNGS), "description": "The rung that answered"},
+            "degraded": {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "description": "What went wrong: stage to reason; empty when all went well",
+            },
+            "policy_version": {"type": "integer", "description": "The rules' version that was heeded"},
+            "missing_ids": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Items of the request that are not known",
+            },
+        },
+        complete=True,
+    )
+    response["properties"]["trace"] = {"type": "object", "description": "With explain: how it came about"}
+    operation = _operation(
+        "recommend",
+        "Recommendations for a visitor on a surface",
+        response,
+        ("400", "404", "413"),
+        request=request,
+        limit=f"{BYTES_A_REQUEST} bytes",
+    )
+    place = {"name": "surface", "in": "path", "required": True}
+    operation["parameters"] = [{**place, "schema": {"type": "string", "enum": list(surfaces)}}]
+    return operation
+
+
+def _events(event_types: Sequence[str]) -> dict[str, Any]:
+    known = sorted({*event_types, *EXCLUDING_TYPES})
+    days = f"{LIMITS.behind_s / 86_400:g}"
+    event = _object(
+        {
+            "event_id": _text(
+                LIMITS.id_characters, "Removes duplicates; follows from the content if left out"
+            ),
+            "event_type": {"type": "string", "enum": known},
+            "event_value": {"type": "number", "description": "How strong: a price, a fraction watched"},
+            "sent_at": {
+                "type": ["string", "number"],
+                "description": f"ISO 8601 with a zone or epoch seconds; at most {LIMITS.ahead_s:g} seconds "
+                f"ahead and {days} days old; the time of receipt where left out",
+            },
+            "user_id": _text(LIMITS.id_characters, "One of user_id and session_id is required"),
+            "session_id": _text(LIMITS.id_characters),
+            "item_id": _text(LIMITS.id_characters),
+            "recommendation_id": _text(LIMITS.id_characters, "Of the response that showed the item"),
+            "position": {"type": "integer", "minimum": 0, "maximum": LIMITS.position},
+            "surface": _text(LIMITS.id_characters),
+            "impression": {
+                "type": "array",
+                "maxItems": LIMITS.impressions,
+                "items": _text(LIMITS.id_characters),
+                "description": "The items that were shown",
+            },
+            "query": _text(LIMITS.query_characters),
+            "properties": {
+                "type": "object",
+                "maxProperties": LIMITS.properties,
+                "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+            },
+            "schema_version": {"type": "integer", "enum": [1]},
+            "consent": {
+                "type": "boolean",
+                "description": "False: kept under no identifier, folded into no feature; true where left out",
+            },
+            "received_at": {"description": "Ignored; it is set here"},
+        }
+    )
+    event["required"] = ["event_type"]
+    verdict = _object(
+        {
+            "index": {"type": "integer", "description": "Of the event in the batch, from 0"},
+            "event_id": {"type": "string"},
+            "status": {"type": "string", "enum": ["accepted", "rejected"]},
+            "field": {"type": "string", "description": "Of a rejected event: what is wrong"},
+            "value": {"type": "string"},
+            "remedy": {"type": "string", "description": "What to send instead"},
+        }
+    )
+    response = _object(
+        {
+            "accepted": {"type": "integer"},
+            "rejected": {"type": "integer"},
+            "verdicts": {"type": "array", "items": verdict, "description": "One for each event, in order"},
+        },
+        complete=True,
+    )
+    batch = {"type": "array", "maxItems": EVENTS_A_BATCH, "items": event}
+    return _operation(
+        "collectEvents",
+        "Events, each judged on its own; 200 also when all are rejected",
+        response,
+        ("400", "413", "503"),
+        request=_object({"events": batch}, complete=True),
+        limit=f"{EVENTS_A_BATCH} events or {BYTES_A_BATCH} bytes",
+    )
+
+
+def _policy() -> dict[str, Any]:
+    value = {
+        "description": "stock: true for in stock; block: true for blocked; region: where it may not be shown",
+        "oneOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "string"}}],
+    }
+    kind = {"type": "string", "enum": list(KINDS)}
+    change = _object({"kind": kind, "item_id": _text(ID_CHARACTERS), "value": value}, complete=True)
+    changes = {"type": "array", "minItems": 1, "maxItems": CHANGES_AT_ONCE, "items": change}
+    version = {"type": "integer", "description": "Responses with this policy_version or a later one heed it"}
+    return _operation(
+        "changePolicy",
+        "Facts that the gate must know; all of them are taken, or none",
+        _object({"version": version}, complete=True),
+        ("400", "413", "503"),
+        request=_object({"changes": changes}, complete=True),
+        limit=f"{CHANGES_AT_ONCE} changes or {BYTES_AT_ONCE} bytes",
+    )
+
+
+def _health() -> dict[str, Any]:
+    response = _object(
+        {
+            "app": {"type": "string"},
+            "model_version": {"type": ["string", "null"]},
+            "snapshot_version": {"type": "string"},
+            "policy_version": {"type": "integer"},
+            "policy_age_s": {"type": ["number", "null"], "description": "Null: the log never answered"},
+            "rungs": {"type": "object", "description": "Answers of this process by rung"},
+            "problems": {"type": "object", "description": "Parts that could not be loaded, and why"},
+            "decisions": {"type": "object", "description": "Decision records sent, and lost by reason"},
+        },
+        complete=True,
+    )
+    return _operation("health", "What this process serves with", response, ())
+
+
+def _operation(
+    name: str,
+    summary: str,
+    response: Schema,
+    errors: Sequence[str],
+    *,
+    request: Schema | None = None,
+    limit: str = "",
+) -> dict[str, Any]:
+    content: dict[str, Any] = {"operationId": name, "summary": summary}
+    if request is not None:
+        body = {"required": True, "content": {"application/json": {"schema": request}}}
+        content["requestBody"] = {"description": f"At most {limit}", **body}
+    refused = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    content["responses"] = {
+        "200": {"description": "OK", "content": {"application/json": {"schema": response}}},
+        **{status: {"description": ERRORS[status], "content": refused} for status in errors},
+    }
+    return content
+
+
+def _error() -> Schema:
+    names = ("type", "message", "field", "value", "remedy")
+    fields = {
+        name: {"type": "string" if name in ("type", "message") else ["string", "null"]} for name in names
+    }
+    return _object({"error": _object(fields, complete=True)}, complete=True)
+
+
+def _object(properties: Mapping[str, Any], *, complete: bool = False) -> Schema:
+    schema = {"type": "object", "properties": dict(properties), "additionalProperties": False}
+    return {**schema, "required": list(properties)} if complete else schema
+
+
+def _text(longest: int, description: str = "") -> Schema:
+    schema: Schema = {"type": "string", "minLength": 1, "maxLength": longest}
+    return {**schema, "description": description} if description else schema
+
+
+def markdown(api: Mapping[str, Any]) -> str:
+    """The document as a page."""
+    lines = ["# API", "", "Written by `python -m lambdas.openapi docs/api.md` from `lambdas/openapi.py`.", ""]
+    lines += ["The same, for machines: `GET /openapi.json`. Every error has one shape:", ""]
+    lines += ['`{"error": {"type", "message", "field", "value", "remedy"}}`.', ""]
+    for path, methods in api["paths"].items():
+        for method, operation in methods.items():
+            lines += [f"## {method.upper()} {path}", "", operation["summary"] + ".", ""]
+            lines += _page(operation)
+    lines += ["## Rungs", "", "`fallback` names the rung of the ladder that answered.", ""]
+    lines += ["| rung | what answered |", "| --- | --- |"]
+    lines += [f"| `{rung}` | {meaning} |" for rung, meaning in RUNGS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _page(operation: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    if "requestBody" in operation:
+        body = operation["requestBody"]
+        lines += [f"Request ({body['description'].lower()}):", ""]
+        lines += [*_table(body["content"]["application/json"]["schema"]), ""]
+    answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    if "properties" in answer:
+        lines += ["Response:", "", *_table(answer), ""]
+    errors = [(status, one) for status, one in operation["responses"].items() if status != "200"]
+    return lines + [f"- {status}: {one['description']}." for status, one in errors] + ([""] if errors else [])
+
+
+def _table(schema: Mapping[str, Any]) -> list[str]:
+    return ["| field | type | |", "| --- | --- | --- |", *_rows("", schema)]
+
+
+def _rows(path: str, schema: Mapping[str, Any]) -> list[str]:
+    rows: list[str] = []
+    for name, one in schema.get("properties", {}).items():
+        kinds = one.get("type", "any")
+        shown = kinds if isinstance(kinds, str) else " or ".join(kinds)
+        choice = ": " + ", ".join(f"`{value}`" for value in one["enum"]) if "enum" in one else ""
+        rows.append(f"| `{path}{name}` | {shown}{choice} | {one.get('description', '')} |")
+        inner, deeper = (one.get("items", {}), "[].") if kinds == "array" else (one, ".")
+        rows += _rows(f"{path}{name}{deeper}", inner)
+    return rows
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(markdown(document(["feed"], ["impression", "click", "watch"])))
