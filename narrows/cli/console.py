@@ -40,7 +40,7 @@ class Console:
 
     def __init__(self, *, json: bool) -> None:
         self.json = json
-        self._started = time.monotonic()
+        self._published = False
 
     def say(self, text: str = "") -> None:
         """A line for people: the result's text, or with `--json` a remark on standard error."""
@@ -64,14 +64,19 @@ class Console:
     def fail(self, error: Exception, code: int) -> int:
         """Say what went wrong, also as the JSON object; returns the exit code."""
         self.note(f"narrows: {error}")
-        if self.json:
+        if self.json and not self._published:
             print(json.dumps({"error": str(error), "type": type(error).__name__}))
         return code
 
+    def publish(self, result: Mapping[str, Any]) -> None:
+        """Print the result's object where it was asked for; only the first one is printed."""
+        if self.json and not self._published:
+            print(json.dumps(finite(result), allow_nan=False), flush=True)
+        self._published = True
+
     def finish(self, result: Mapping[str, Any]) -> int:
-        """Print the result's object where it was asked for; `"ok": false` in it makes the exit code 1."""
-        if self.json:
-            print(json.dumps(finite(result), allow_nan=False))
+        """Publish the result; `"ok": false` in it makes the exit code 1."""
+        self.publish(result)
         return 0 if result.get("ok", True) else 1
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +16,12 @@ from narrows.cli.deployment import Consumers, Deployment
 from narrows.cli.places import Places
 from narrows.cli.slates import three_slates
 from narrows.cli.steps import Steps
+from narrows.cli.up import serve_until_stopped
 from narrows.market import DAY_S
 from narrows.simulator import Market
 
 DESCRIPTION = """\
-The whole platform on this machine, in five steps: the stacks are deployed into a local AWS, a simulated
+The whole platform on this machine, in six steps: the stacks are deployed into a local AWS, a simulated
 market's catalogue is published, its visitors' events go through Kinesis, the training workflow promotes a
 model, and the API serves three slates. It keeps serving until Ctrl-C."""
 APP = "megashop"
@@ -60,108 +60,99 @@ def event_count(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapping[str, Any]:
-    """Run the five steps, then serve until Ctrl-C."""
+    """Run the steps, then serve until Ctrl-C."""
     from localcloud import supervisor  # starts programs: only the commands that need it load it
 
-    steps, now = Steps(console, 5), time.time()
+    demo = _Demo(places, console, time.time())
     try:
-        with steps.step("deploy", "starting the local AWS and deploying the stacks into it"):
-            addresses = supervisor.up(
-                places.home, APP, detach=True, workers=arguments.workers, progress=steps.remark
-            )
-        demo = _Demo(places, steps, console, addresses, now)
-        demo.publish()
-        sent = demo.send(arguments.events)
-        promotion = demo.train()
-        slates = demo.serve(str(promotion["version"]))
-        steps.table()
+        demo.steps.begin("deploy", "starting the local AWS and deploying the stacks into it")
+        addresses = supervisor.up(
+            places.home, APP, workers=arguments.workers, progress=demo.steps.remark, prepare=demo.publish
+        )
+        result = {**addresses, **demo.fill(Api(addresses["api"]), arguments.events)}
+        demo.steps.table()
         console.say(
             f"\npage  {addresses['page']}\napi   {addresses['api']}\naws   {addresses['aws_endpoint']}"
         )
         if not arguments.once:
-            _serve_until_stopped(console)
+            console.publish(result)
+            serve_until_stopped(places, console)
     finally:
-        console.note("stopping everything")
         supervisor.down(places.home)
-    times = {name: round(seconds, 1) for name, seconds in steps.seconds.items()}
-    return {**addresses, "events": sent, "promotion": promotion, "slates": slates, "seconds": times}
+    console.note("everything is stopped")
+    return result
 
 
 class _Demo:
-    """The steps that follow the deployment."""
+    """The steps of the demo."""
 
-    def __init__(
-        self, places: Places, steps: Steps, console: Console, addresses: Mapping[str, Any], now: float
-    ) -> None:
-        self._steps, self._console, self._now = steps, console, now
+    def __init__(self, places: Places, console: Console, now: float) -> None:
+        self.steps = Steps(console, 6)
+        self._console, self._home, self._now = console, places.home, now
         self._app, self._market = places.app(APP), Market(SEED, as_of=now)
-        self._api = Api(addresses["api"])
-        self._home = places.home
-        self._deployment = Deployment.find(APP, addresses["aws_endpoint"])
         self._stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dt%H%M%S")
 
-    def publish(self) -> None:
-        """Publish the catalogue, and take what is out of stock off every surface."""
-        rows = self._market.catalogue()
-        with self._steps.step("catalogue", f"publishing {len(rows):,} items"):
-            with TemporaryDirectory(dir=self._home) as scratch:
-                self._deployment.publish(self._app, rows, Path(scratch), f"s{self._stamp}", self._now)
-            changes = [
-                {"kind": "stock", "item_id": row["item_id"], "value": False}
-                for row in rows
-                if not row["stock"]
-            ]
-            self._api.change_policy(changes)
-            self._steps.remark(f"snapshot s{self._stamp}; {len(changes)} items are out of stock")
+    def publish(self, endpoint: str, outputs: Mapping[str, Any]) -> None:
+        """Publish the catalogue into the deployed stacks, before the functions start."""
+        self._deployment = Deployment.of(outputs, endpoint)
+        self._rows = self._market.catalogue()
+        self.steps.begin("catalogue", f"publishing {len(self._rows):,} items")
+        with TemporaryDirectory(dir=self._home) as scratch:
+            version = f"s{self._stamp}"
+            self._deployment.publish(self._app, self._rows, Path(scratch) / version, version, self._now)
+        self.steps.begin("start", "starting the API and the consumers of the streams")
 
-    def send(self, count: int) -> dict[str, int]:
+    def fill(self, api: Api, events: int) -> dict[str, Any]:
+        """Everything that follows the start: events, training, slates."""
+        self._take_off_what_is_sold_out(api)
+        sent = self._send(api, events)
+        promotion = self._train()
+        slates = self._serve(api, str(promotion["version"]))
+        self.steps.end()
+        seconds = {name: round(value, 1) for name, value in self.steps.seconds.items()}
+        return {"events": sent, "promotion": promotion, "slates": slates, "seconds": seconds}
+
+    def _take_off_what_is_sold_out(self, api: Api) -> None:
+        sold_out = [str(row["item_id"]) for row in self._rows if not row["stock"]]
+        answer = api.change_policy([{"kind": "stock", "item_id": one, "value": False} for one in sold_out])
+        self.steps.remark(f"{len(sold_out)} items are sold out, policy version {answer['version']}")
+
+    def _send(self, api: Api, count: int) -> dict[str, int]:
         """Send the events through the API into Kinesis, and wait until both consumers have read them all."""
-        with self._steps.step("events", f"{count:,} events of {DAYS:.0f} days through POST /api/events"):
-            consumers = Consumers(self._home, ("land_events", "update_features"))
-            events = self._market.events(count, self._now - DAYS * DAY_S, self._now - 60.0)
-            with self._console.progress("events", count, "events") as progress:
-                sent = send_in_lanes(self._api, events, lanes=LANES, total=count, progress=progress)
-            if sent.refusals:
-                raise CommandFailed(
-                    f"{sent.events - sent.accepted:,} of {sent.events:,} events were refused, for example "
-                    f"{sent.refusals[0]}; compare with apps/{APP}/app.toml"
-                )
-            self._steps.remark(f"{sent.accepted:,} events accepted")
-            with self._console.progress("consumers", sent.accepted, "events") as progress:
-                read = consumers.wait_for(sent.accepted, CATCH_UP_S, progress)
-            self._steps.remark(", ".join(f"{name} has read {done:,}" for name, done in read.items()))
+        self.steps.begin("events", f"{count:,} events of {DAYS:.0f} days through POST /api/events")
+        consumers = Consumers(self._home, ("land_events", "update_features"))
+        events = self._market.events(count, self._now - DAYS * DAY_S, self._now - 60.0)
+        with self._console.progress("events", count, "events") as progress:
+            sent = send_in_lanes(api, events, lanes=LANES, total=count, progress=progress)
+        if sent.refusals:
+            raise CommandFailed(
+                f"{sent.events - sent.accepted:,} of {sent.events:,} events were refused, for example "
+                f"{sent.refusals[0]}; compare with apps/{APP}/app.toml"
+            )
+        self.steps.remark(f"{sent.accepted:,} events accepted")
+        with self._console.progress("consumers", sent.accepted, "events") as progress:
+            read = consumers.wait_for(sent.accepted, CATCH_UP_S, progress)
+        self.steps.remark(", ".join(f"{name} has read {done:,}" for name, done in read.items()))
         return {"sent": sent.events, "accepted": sent.accepted}
 
-    def train(self) -> Mapping[str, Any]:
+    def _train(self) -> Mapping[str, Any]:
         """Run the training workflow; the model that it promotes is served without a restart."""
-        with self._steps.step("train", "the workflow train_and_promote"):
-            result = self._deployment.run_workflow(f"demo-{self._stamp}", self._steps.remark, TRAINING_S)
-            if not result.get("promoted"):
-                raise CommandFailed(f"the model was not promoted: {result.get('reason')}")
-            self._steps.remark(f"promoted {result['version']}")
+        self.steps.begin("train", "the workflow train_and_promote")
+        result = self._deployment.run_workflow(f"demo-{self._stamp}", self.steps.remark, TRAINING_S)
+        if not result.get("promoted"):
+            raise CommandFailed(f"the model was not promoted: {result.get('reason')}")
+        self.steps.remark(f"promoted {result['version']}: {result.get('reason')}")
         return result
 
-    def serve(self, version: str) -> dict[str, Any]:
+    def _serve(self, api: Api, version: str) -> dict[str, Any]:
         """Wait until the API answers with the new model, then show three slates."""
-        with self._steps.step("serve", f"waiting for model {version}, then three slates"):
-            self._wait_for_model(version)
-            return three_slates(self._api, self._market, self._console, stamp=self._stamp)
-
-    def _wait_for_model(self, version: str) -> None:
-        deadline = time.monotonic() + REFRESH_S
-        same = 0
-        while same < 4:  # several workers: each refreshes on its own
-            found = self._api.health().get("model_version")
+        self.steps.begin("serve", f"waiting for model {version}, then three slates")
+        deadline, same = time.monotonic() + REFRESH_S, 0
+        while same < 8:  # each process of the API refreshes on its own
+            found = api.health().get("model_version")
             same = same + 1 if found == version else 0
             if time.monotonic() > deadline:
-                raise CommandFailed(
-                    f"the API still serves model {found} after {REFRESH_S:.0f} s, not {version}"
-                )
-            time.sleep(0.25)
-
-
-def _serve_until_stopped(console: Console) -> None:
-    console.say("\nserving; Ctrl-C stops everything")
-    with suppress(KeyboardInterrupt):
-        while True:
-            time.sleep(3600)
+                raise CommandFailed(f"the API serves model {found} after {REFRESH_S:.0f} s, not {version}")
+            time.sleep(0.1)
+        self.steps.remark(f"model {version} is live")
+        return three_slates(api, self._market, self._console, stamp=self._stamp)

@@ -12,9 +12,9 @@ from typing import Any
 
 from narrows.adapters.aws import client
 from narrows.adapters.control import DynamoControlTable
-from narrows.adapters.deployment import NotDeployed, Workflow, stack_outputs
 from narrows.adapters.publishing import publish_catalogue
 from narrows.adapters.s3 import S3Objects
+from narrows.adapters.workflow import Workflow
 from narrows.cli.console import CommandFailed, Progress
 from narrows.settings import App
 
@@ -30,8 +30,8 @@ class Deployment:
     outputs: Mapping[str, str]
 
     @classmethod
-    def find(cls, app: str, endpoint: str) -> Deployment:
-        """The stacks of the app in the local AWS at this endpoint, which all later calls go to."""
+    def of(cls, outputs: Mapping[str, Mapping[str, str]], endpoint: str) -> Deployment:
+        """The stacks' outputs, by stack, in the local AWS at this endpoint, which all later calls go to."""
         os.environ.update(
             {
                 "AWS_ENDPOINT_URL": endpoint,
@@ -41,7 +41,7 @@ class Deployment:
                 "AWS_SECRET_ACCESS_KEY": "local",
             }
         )
-        return cls(stack_outputs(f"narrows-{app}-"))
+        return cls({name: value for stack in outputs.values() for name, value in stack.items()})
 
     def publish(
         self, app: App, rows: Sequence[Mapping[str, Any]], scratch: Path, version: str, now: float
@@ -71,7 +71,7 @@ class Deployment:
 
     def _output(self, name: str) -> str:
         if name not in self.outputs:
-            raise NotDeployed(
+            raise CommandFailed(
                 f"the stacks have no output {name}; they have {', '.join(sorted(self.outputs))}"
             )
         return self.outputs[name]

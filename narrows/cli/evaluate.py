@@ -37,10 +37,11 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     app = places.app(arguments.app)
     data, bundle = imported(places, app.name), current_bundle(places, app.name)
     steps = Steps(console, 1)
-    with steps.step("evaluate", f"{bundle.name} on the held-out events"):
-        model = bundle.parent / f"{bundle.name}.evaluation"
-        channels = {"training": data, "candidate": bundle}
-        output = run_job(places, app.name, "evaluate", channels, model, bundle.name)
+    steps.begin("evaluate", f"{bundle.name} on the held-out events")
+    model = bundle.parent / f"{bundle.name}.evaluation"
+    channels = {"training": data, "candidate": bundle}
+    output = run_job(places, app.name, "evaluate", channels, model, bundle.name)
+    steps.end()
     report = _report(output, model)
     heads = ("", *(name.replace("normalized_discounted_cumulative_gain", "ndcg") for name in SHOWN))
     rows = [(name, *(part.get(metric, "-") for metric in SHOWN)) for name, part in report["reports"].items()]

@@ -44,10 +44,11 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     version = datetime.fromtimestamp(time.time(), UTC).strftime("v%Y%m%dT%H%M%S")
     training = _Training(places, app.name, data, version)
     steps = Steps(console, 2)
-    with steps.step("sources", "ALS and co-visitation, side by side"), ThreadPoolExecutor(2) as pool:
+    steps.begin("sources", "ALS and co-visitation, side by side")
+    with ThreadPoolExecutor(2) as pool:
         list(pool.map(training.source, SOURCE_JOBS))
-    with steps.step("ranker", "LambdaMART over what the sources find"):
-        training.ranker()
+    steps.begin("ranker", "LambdaMART over what the sources find")
+    training.ranker()
     bundle = training.finish()
     steps.table()
     console.say(f"bundle: {bundle}\nnext: narrows evaluate --app {app.name}")

@@ -26,6 +26,7 @@ def add(commands: Any) -> None:
     up.add_argument("--app", default="megashop", help="the app to serve (default: megashop)")
     up.add_argument("--detach", action="store_true", help="return when it is ready; narrows down stops it")
     up.add_argument("--workers", type=int, default=2, help="processes of the API (default: 2)")
+    up.add_argument("--port", type=int, default=0, help="the API's port (default: a free one)")
     up.add_argument("--json", action="store_true", help="print api, page and aws_endpoint as one JSON object")
     up.set_defaults(run=run_up)
     down = commands.add_parser("down", help="stop the local cloud", description=DOWN)
@@ -39,17 +40,38 @@ def run_up(arguments: argparse.Namespace, places: Places, console: Console) -> M
 
     app = places.app(arguments.app)
     addresses: Mapping[str, Any] = supervisor.up(
-        places.home, app.name, detach=arguments.detach, workers=arguments.workers, progress=console.note
+        places.home,
+        app.name,
+        detach=arguments.detach,
+        workers=arguments.workers,
+        port=arguments.port,
+        progress=console.note,
     )
     for name, address in addresses.items():
         console.say(f"{name:<13} {address}")
+    if not arguments.detach:
+        console.publish(addresses)
+        serve_until_stopped(places, console)
     return addresses
+
+
+def serve_until_stopped(places: Places, console: Console) -> None:
+    """Wait for Ctrl-C, or for `narrows down` in another terminal, then stop everything."""
+    from localcloud import supervisor
+
+    console.note("serving; Ctrl-C stops everything")
+    try:
+        supervisor.wait(places.home)
+    except KeyboardInterrupt:
+        console.note("stopping")
+    finally:
+        supervisor.down(places.home)
 
 
 def run_down(arguments: argparse.Namespace, places: Places, console: Console) -> Mapping[str, Any]:  # noqa: ARG001
     """Stop everything; stopping what does not run is fine."""
     from localcloud import supervisor
 
-    supervisor.down(places.home)
-    console.say("stopped")
-    return {"ok": True}
+    running = supervisor.down(places.home)
+    console.say("stopped" if running else "nothing was running")
+    return {"ok": True, "was_running": running}

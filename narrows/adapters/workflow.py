@@ -1,4 +1,4 @@
-"""A deployed app: what its stacks created, and its training workflow."""
+"""Runs a deployed workflow and tells how far it is."""
 
 from __future__ import annotations
 
@@ -11,32 +11,10 @@ from narrows.adapters.aws import client, translated
 from narrows.errors import NarrowsError
 
 POLL_S = 0.5
-TIMEOUT_S = 10.0
-
-
-class NotDeployed(NarrowsError):
-    """The stacks of the app are not there, or lack something."""
 
 
 class WorkflowFailed(NarrowsError):
     """The training workflow did not end well; the message holds its error and cause."""
-
-
-def stack_outputs(prefix: str) -> dict[str, str]:
-    """The outputs of every stack whose name starts with the prefix."""
-    cloudformation = client("cloudformation", read_timeout_s=TIMEOUT_S, connect_timeout_s=2.0, attempts=3)
-    with translated("describe the stacks"):
-        stacks = cloudformation.describe_stacks()["Stacks"]
-    found = {
-        output["OutputKey"]: output["OutputValue"]
-        for stack in stacks
-        if stack["StackName"].startswith(prefix)
-        for output in stack.get("Outputs", [])
-    }
-    if not found:
-        names = ", ".join(stack["StackName"] for stack in stacks) or "none"
-        raise NotDeployed(f"no stack {prefix}-... with outputs; the stacks are {names}; deploy them first")
-    return found
 
 
 class Workflow:
