@@ -400,3 +400,10 @@ def _refuse_misfits(
     known = set(meta["columns"]) <= set(snapshot.full)
     if not fits or not known or any(len(array) != len(rows) for array in arrays.values()):
         raise SnapshotError(f"{path}: does not fit version {snapshot.version!r}; open the newest base")
+
+
+def snapshot_of(ids: Sequence[str], version: str) -> ItemSnapshot:
+    """A snapshot in memory that knows nothing of its items but their ids."""
+    return ItemSnapshot(
+        version, len(ids), len(ids), {}, {}, {}, IdIndex.build(ids), IdIndex.build([], first=len(ids))
+    )

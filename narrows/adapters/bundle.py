@@ -1,0 +1,350 @@
+"""What a process serves: loaded from a model bundle and an item snapshot, refreshed in the background."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from narrows.adapters.lightgbm import load_scorer
+from narrows.control import Pointer
+from narrows.errors import BundleError, NarrowsError, SnapshotError
+from narrows.features import statistics
+from narrows.features.registry import FeatureSet
+from narrows.features.vectors import VectorSpec
+from narrows.pipeline import Stages
+from narrows.policy import PolicyLog, PolicyState
+from narrows.ranking import MANIFEST, EmbeddedRanker, FusionRanker, ModelManifest, Ranker, read_manifest
+from narrows.retrieval import Rows
+from narrows.settings import App
+from narrows.snapshot import ItemSnapshot, open_snapshot, snapshot_of
+from narrows.sources import SOURCES, SignallingSource
+from narrows.sources.fresh import fresh
+from narrows.visitor import VisitorReader
+
+RANKER_FILE = "ranker.txt"
+SEGMENTS_FILE = "segments.json"
+ABSENT = "absent"
+POINTERS_EVERY_S = 3.0
+SLOWEST_RETRY_S = 60.0
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """All that is loaded from files; `problems`: file -> why it is not in use, "absent" or the error's class."""
+
+    snapshot: ItemSnapshot
+    sources: Mapping[str, SignallingSource]
+    ranker: Ranker | None
+    fusion: Ranker
+    segment_slates: Mapping[str, Rows]
+    static_rows: Rows
+    model_version: str | None
+    problems: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_serving(
+    app: App,
+    model_dir: Path | None,
+    snapshot_dir: Path | None,
+    *,
+    verify: bool = True,
+    library: Path | None = None,
+) -> Serving:
+    """Load what is there; what is missing or damaged is named in `problems`, and the rest serves.
+
+    Without a snapshot the items of the app's static list are all that is known.
+    """
+    problems: dict[str, str] = {}
+    snapshot = _snapshot(app, snapshot_dir, verify, problems)
+    static_rows = snapshot.rows(app.static_items)
+    bundle = _Bundle(model_dir, app, problems, verify) if model_dir else None
+    sources = _sources(snapshot, bundle)
+    return Serving(
+        snapshot=snapshot,
+        sources=sources,
+        ranker=_ranker(snapshot, sources, bundle, library) if bundle else None,
+        fusion=FusionRanker(snapshot),
+        segment_slates=_segments(snapshot, bundle) if bundle else {},
+        static_rows=static_rows[static_rows >= 0],
+        model_version=bundle.manifest.version if bundle and bundle.manifest else None,
+        problems=problems,
+    )
+
+
+def stages_of(
+    app: App,
+    serving: Serving,
+    *,
+    visitors: VisitorReader,
+    executor: Executor,
+    clock: Callable[[], float],
+) -> Stages:
+    """The stages over what is loaded, with a policy that has not heard from its log yet."""
+    return Stages(
+        app=app,
+        features=FeatureSet(app.features),
+        visitors=visitors,
+        policy=PolicyState.over(serving.snapshot),
+        executor=executor,
+        clock=clock,
+        **_parts(serving),
+    )
+
+
+def _parts(serving: Serving) -> dict[str, Any]:
+    return {name: getattr(serving, name) for name in serving.__dataclass_fields__}
+
+
+class _Bundle:
+    """A folder with a manifest; gives each file only when its checksum is right."""
+
+    def __init__(self, directory: Path, app: App, problems: dict[str, str], verify: bool) -> None:
+        self._directory = directory
+        self._verify = verify
+        self._problems = problems
+        self.manifest: ModelManifest | None = self.attempt(MANIFEST, lambda: self._manifest(app))
+
+    def _manifest(self, app: App) -> ModelManifest:
+        manifest = read_manifest(self._directory, verify=False)
+        if manifest.app != app.name:
+            raise BundleError(f"{self._directory} was made for app {manifest.app!r}, this is {app.name!r}")
+        return manifest
+
+    def attempt(self, file: str, load: Callable[[], Loaded]) -> Loaded | None:
+        """What `load` gives; None, and a problem under the file's name, when it cannot."""
+        try:
+            return load()
+        except (NarrowsError, OSError, ValueError, LookupError, TypeError) as error:
+            self._problems[file] = type(error).__name__
+            return None
+
+    def load(self, file: str, load: Callable[[Path], Loaded]) -> Loaded | None:
+        """What `load` makes of a file that is the one in the manifest; None, and a problem, otherwise."""
+        if self.manifest is None:
+            return None
+        if file not in self.manifest.files or not (self._directory / file).is_file():
+            self._problems[file] = ABSENT
+            return None
+        return self.attempt(file, lambda: load(self._checked(file)))
+
+    def _checked(self, file: str) -> Path:
+        path = self._directory / file
+        if self._verify and self.manifest is not None:
+            with path.open("rb") as content:
+                found = hashlib.file_digest(content, "sha256").hexdigest()
+            if found != self.manifest.files[file]:
+                raise BundleError(f"{path} differs from its manifest; copy the bundle again")
+        return path
+
+
+def _snapshot(app: App, directory: Path | None, verify: bool, problems: dict[str, str]) -> ItemSnapshot:
+    try:
+        if directory is not None:
+            return open_snapshot(directory, verify=verify)
+        problems["snapshot"] = ABSENT
+    except SnapshotError as error:
+        problems["snapshot"] = type(error).__name__
+    return snapshot_of(app.static_items, "static")
+
+
+def _sources(snapshot: ItemSnapshot, bundle: _Bundle | None) -> dict[str, SignallingSource]:
+    sources: dict[str, SignallingSource] = {}
+    for name, module in SOURCES.items() if bundle else ():
+        load = partial(_bound, module.load, snapshot)
+        source = bundle.load(module.FILE, load) if bundle else None
+        if source is not None:
+            sources[name] = source
+    created = snapshot.columns.get("created_at")
+    if created is not None and np.isfinite(created).any():
+        sources["fresh"] = fresh(created)
+    return sources
+
+
+def _bound(load: Callable[[Path], Any], snapshot: ItemSnapshot, path: Path) -> Any:
+    return load(path).bind(snapshot.rows, snapshot.size)
+
+
+def _ranker(
+    snapshot: ItemSnapshot, sources: Mapping[str, SignallingSource], bundle: _Bundle, library: Path | None
+) -> Ranker | None:
+    manifest = bundle.manifest
+    table = bundle.load(statistics.FILE, partial(_bound, statistics.load, snapshot))
+    scorer = bundle.load(RANKER_FILE, lambda path: load_scorer(path, library=library))
+    if manifest is None or table is None or scorer is None:
+        return None
+    return bundle.attempt(
+        RANKER_FILE,
+        lambda: EmbeddedRanker(
+            snapshot,
+            table,
+            sources,
+            scorer,
+            VectorSpec.from_json(manifest.spec),
+            fingerprint=manifest.fingerprint,
+            version=manifest.version,
+        ),
+    )
+
+
+def _segments(snapshot: ItemSnapshot, bundle: _Bundle) -> dict[str, Rows]:
+    slates = bundle.load(SEGMENTS_FILE, lambda path: json.loads(path.read_text("utf-8"))) or {}
+    return {
+        segment: rows[rows >= 0]
+        for segment, rows in ((segment, snapshot.rows(ids)) for segment, ids in slates.items())
+    }
+
+
+@dataclass(frozen=True)
+class Live:
+    """What the control table points at; None before the first one."""
+
+    model: Pointer | None = None
+    snapshot: Pointer | None = None
+
+
+class Cellar:
+    """Copies what is live into a local folder and loads it; keeps only what is in use."""
+
+    def __init__(self, app: App, directory: Path, download: Callable[[str, Path], object]) -> None:
+        """`download(prefix, folder)` copies every file under a prefix; it raises when it cannot."""
+        self._app = app
+        self._directory = directory
+        self._download = download
+
+    def load(self, live: Live) -> Serving:
+        """Load the live model and snapshot, copying what is not here yet; SnapshotError for a damaged one."""
+        model, snapshot = self._copied("model", live.model), self._copied("snapshot", live.snapshot)
+        serving = load_serving(self._app, model, snapshot)
+        if snapshot is not None and "snapshot" in serving.problems:
+            shutil.rmtree(snapshot)
+            raise SnapshotError(f"{snapshot}: damaged; it is copied again at the next refresh")
+        self._forget_all_but({model, snapshot})
+        return serving
+
+    def _copied(self, kind: str, pointer: Pointer | None) -> Path | None:
+        if pointer is None:
+            return None
+        folder = self._directory / f"{kind}-{hashlib.sha256(pointer.prefix.encode()).hexdigest()[:16]}"
+        if not folder.is_dir():
+            pending = folder.with_suffix(".pending")
+            shutil.rmtree(pending, ignore_errors=True)
+            pending.mkdir(parents=True)
+            self._download(pointer.prefix, pending)
+            pending.rename(folder)
+        return folder
+
+    def _forget_all_but(self, used: set[Path | None]) -> None:
+        """What is mapped into memory stays readable after it is gone from the folder."""
+        for folder in self._directory.iterdir() if self._directory.is_dir() else ():
+            if folder not in used:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class Refresher:
+    """Keeps the stages of a process up to date in one background thread, and never lets a failure end it.
+
+    While something cannot be read, what was read last goes on serving; `errors` counts, `last_error` tells.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        *,
+        policy_log: PolicyLog,
+        current: Callable[[], Live],
+        load: Callable[[Live], Serving],
+        now: Callable[[], float],
+        jitter: random.Random,
+        pointers_every_s: float = POINTERS_EVERY_S,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        """`now` is in epoch seconds; `sleep` waits for so many seconds, by default until `stop` at most."""
+        self.errors = 0
+        self.last_error: str | None = None
+        self._stages = stages
+        self._policy_log = policy_log
+        self._current = current
+        self._load = load
+        self._live = Live()
+        self._now = now
+        self._jitter = jitter
+        self._stopped = threading.Event()
+        self._sleep = sleep or self._stopped.wait
+        policy_poll_s = stages.app.freshness.policy_poll_s
+        self._tasks = {
+            "pointers": (self._refresh_serving, pointers_every_s, SLOWEST_RETRY_S),
+            "policy": (self._refresh_policy, policy_poll_s, policy_poll_s),
+        }
+        self._failures = dict.fromkeys(self._tasks, 0)
+        self._due = dict.fromkeys(self._tasks, float("-inf"))
+        self._thread: threading.Thread | None = None
+
+    @property
+    def stages(self) -> Stages:
+        """The stages as of the last refresh; a request takes them once and keeps them."""
+        return self._stages
+
+    def start(self) -> None:
+        """Refresh once before returning, then go on in the background."""
+        self.tick()
+        self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the background thread."""
+        self._stopped.set()
+        if self._thread:
+            self._thread.join()
+
+    def tick(self) -> None:
+        """Do what is due now, and draw when it is due again: at most its interval later.
+
+        After failures in a row the pointers are asked less often, the policy log is not.
+        """
+        for name, (refresh, every_s, slowest_s) in self._tasks.items():
+            if self._now() < self._due[name]:
+                continue
+            try:
+                refresh()
+                self._failures[name] = 0
+            except Exception as error:  # noqa: BLE001  # it is counted and shown, and the next round tries again
+                self.errors += 1
+                self._failures[name] += 1
+                self.last_error = f"{name}: {type(error).__name__}: {error}"
+            wait_s = min(every_s * 2.0 ** min(self._failures[name], 16), slowest_s)
+            self._due[name] = self._now() + wait_s * self._jitter.uniform(0.5, 1.0)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            self._sleep(max(0.0, min(self._due.values()) - self._now()))
+            self.tick()
+
+    def _refresh_serving(self) -> None:
+        live = self._current()
+        if live == self._live:
+            return
+        serving = self._load(live)
+        if live.model and serving.ranker is None and self._stages.ranker is not None:
+            raise BundleError(f"model {live.model.version} does not load: {dict(serving.problems)}")
+        policy = self._stages.policy.bind(serving.snapshot)
+        self._stages = replace(self._stages, policy=policy, **_parts(serving))
+        self._live = live
+
+    def _refresh_policy(self) -> None:
+        asked_at, policy = self._now(), self._stages.policy
+        changes = self._policy_log.read(policy.version)
+        version = max([policy.version, *(change.version for change in changes)])
+        self._stages = replace(self._stages, policy=policy.apply(changes, version, asked_at))
