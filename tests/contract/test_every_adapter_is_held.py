@@ -1,0 +1,38 @@
+"""A contract protects only those who subscribe to it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+from narrows.adapters import control, dynamodb, kinesis, memory, s3
+
+HERE = Path(__file__).parent
+ADAPTERS = {
+    name
+    for module in (control, dynamodb, kinesis, memory, s3)
+    for name, one in inspect.getmembers(module, inspect.isclass)
+    if one.__module__ == module.__name__
+}
+NOT_STORES = {"LambdaExtension"}
+
+
+def subscribed() -> set[str]:
+    """The classes that a subscriber's fixture builds."""
+    names: set[str] = set()
+    for path in HERE.glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            bases = [base.id for base in getattr(node, "bases", []) if isinstance(base, ast.Name)]
+            if isinstance(node, ast.ClassDef) and any(base.endswith("Contract") for base in bases):
+                calls = [one.func for one in ast.walk(node) if isinstance(one, ast.Call)]
+                names |= {call.id for call in calls if isinstance(call, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("adapter", sorted(ADAPTERS - NOT_STORES))
+def test_every_adapter_subscribes_to_its_contract(adapter: str) -> None:
+    """A new store without its suite fails here."""
+    assert adapter in subscribed()
