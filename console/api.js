@@ -1,4 +1,4 @@
-// The four calls of the page. Every failure becomes an ApiError that says what to do about it.
+// The calls of the page. Every failure becomes an ApiError that says what to do about it.
 
 export class ApiError extends Error {
   constructor(status, { message, field, value, remedy }) {
@@ -8,6 +8,14 @@ export class ApiError extends Error {
 }
 
 export const health = () => call("GET", "/api/health");
+
+/** The surfaces and event types that this app has, from the API's own description. */
+export async function vocabulary() {
+  const { paths } = await call("GET", "/openapi.json");
+  const surfaces = paths["/api/recommendations/{surface}"].post.parameters[0].schema.enum;
+  const event = paths["/api/events"].post.requestBody.content["application/json"].schema.properties.events.items;
+  return { surfaces, eventTypes: event.properties.event_type.enum };
+}
 
 export const recommend = (surface, body, signal) =>
   call("POST", `/api/recommendations/${encodeURIComponent(surface)}`, { ...body, explain: true }, signal);
@@ -51,11 +59,11 @@ async function readJson(response) {
 }
 
 function problem(answer, status) {
-  const said = answer?.error && typeof answer.error === "object" ? answer.error : (answer ?? {});
+  const said = answer?.error ?? answer ?? {}; // API Gateway's own errors have only a message
   return {
     message: said.message ?? `The API answered ${status}.`,
-    field: said.field,
-    value: said.value,
-    remedy: said.remedy,
+    field: said.field ?? undefined,
+    value: said.value ?? undefined,
+    remedy: said.remedy ?? undefined,
   };
 }

@@ -1,11 +1,11 @@
 // The page's wiring: reads the form, asks the API, draws the answer. Words and comparisons are in slate.js.
 
-import { ApiError, health, recommend, sendEvents } from "./api.js";
+import { ApiError, health, recommend, sendEvents, vocabulary } from "./api.js";
 import {
   RUNGS, ago, changed, compareSlates, describeChange, hue, inHistory, itemId, milliseconds, rungTitle, rungWords,
+  sourceNames, stagesInOrder,
 } from "./slate.js";
 
-const DEFAULT_SURFACES = ["homepage", "product", "cart", "feed"];
 const DEMO_USERS = ["user-00001", "user-00042", "user-00100"];
 const SEEDS = {
   product: { label: "Item on the page", hint: "The product that the visitor is looking at.", count: 1 },
@@ -18,7 +18,7 @@ const REFRESH_HEALTH_MS = 15_000;
 const $ = (id) => document.getElementById(id);
 
 /** What the page remembers between answers. `round` grows with every request or click: an older one gives up. */
-const state = { answer: null, asked: null, round: 0, titles: new Map(), clicked: [], abort: null };
+const state = { answer: null, asked: null, round: 0, titles: new Map(), clicked: [], abort: null, eventTypes: [] };
 
 // ---------------------------------------------------------------- the form
 
@@ -110,7 +110,9 @@ async function timedRecommend({ surface, body }) {
   state.abort = new AbortController();
   const started = performance.now();
   const answer = await recommend(surface, body, state.abort.signal);
-  return { ...answer, round_trip_ms: performance.now() - started };
+  const details = answer.trace?.items ?? {};
+  const recommendations = answer.recommendations.map((item) => ({ ...details[itemId(item)], ...item }));
+  return { ...answer, recommendations, round_trip_ms: performance.now() - started };
 }
 
 function summary(answer, before) {
@@ -132,7 +134,8 @@ async function click(item) {
   announce(`Clicked ${nameOf(itemId(item))}. Waiting for the next slate to react…`);
   busy(true);
   try {
-    refuseRejected(await sendEvents(["click", "view"].map((type) => eventOf(type, item, asked, answer, sentAt))));
+    const types = ["click", "view"].filter((type) => state.eventTypes.includes(type));
+    refuseRejected(await sendEvents(types.map((type) => eventOf(type, item, asked, answer, sentAt))));
     await untilReaction(round, item, { asked, answer, started, sentAt });
   } catch (failure) {
     if (round === state.round) showError(failure);
@@ -258,19 +261,18 @@ function changeMark(id, change) {
 }
 
 function category(item) {
-  const name = item.category ?? item.categories?.[0] ?? item.genres?.[0];
-  if (!name) return null;
+  if (!item.category) return null;
   const dot = make("span", { class: "dot", "aria-hidden": "true" });
-  dot.style.setProperty("--hue", hue(name));
-  return make("span", { class: "category" }, dot, String(name));
+  dot.style.setProperty("--hue", hue(item.category));
+  return make("span", { class: "category" }, dot, item.category);
 }
 
 const price = (item) =>
   typeof item.price === "number" ? make("span", { class: "price" }, item.price.toFixed(2)) : null;
 
 function sourcesOf(id, trace) {
-  const names = trace?.sources?.[id];
-  return names?.length ? make("span", { class: "sources" }, "from " + names.join(", ")) : null;
+  const names = sourceNames(trace?.sources?.[id]);
+  return names.length ? make("span", { class: "sources" }, "from " + names.join(", ")) : null;
 }
 
 function showRung({ fallback, degraded, trace, round_trip_ms }) {
@@ -287,12 +289,13 @@ function showRung({ fallback, degraded, trace, round_trip_ms }) {
 }
 
 function showStages({ trace, round_trip_ms }) {
-  const stages = [...Object.entries(trace?.stages_ms ?? {}), ["round trip", round_trip_ms]];
-  const longest = Math.max(...stages.map(([, ms]) => ms));
-  $("stages").replaceChildren(...stages.flatMap(([name, ms]) => {
+  const stages = [...stagesInOrder(trace?.stages_ms ?? {}), { name: "round trip", ms: round_trip_ms }];
+  const longest = Math.max(...stages.map(({ ms }) => ms));
+  $("stages").replaceChildren(...stages.flatMap(({ name, within, ms }) => {
     const bar = make("span", { class: "bar", "aria-hidden": "true" });
     bar.style.setProperty("--share", ms / longest);
-    return [make("dt", {}, name.replaceAll("_", " ")), make("dd", {}, bar, make("span", {}, milliseconds(ms)))];
+    const part = within ? { class: "part" } : {};
+    return [make("dt", part, name.replaceAll("_", " ")), make("dd", part, bar, make("span", {}, milliseconds(ms)))];
   }));
 }
 
@@ -301,8 +304,8 @@ function showHistory(events) {
   const latest = [...events].sort((a, b) => b.time - a.time).slice(0, 30);
   $("history-empty").hidden = latest.length > 0;
   $("history").replaceChildren(...latest.map((event) => make("li", {},
-    make("span", { class: "event" }, event.event_type ?? "event"),
     make("span", { class: "what" }, nameOf(event.item_id)),
+    make("span", { class: "event" }, event.event_type ?? ""),
     make("time", { datetime: new Date(event.time * 1000).toISOString() }, ago(now - event.time)))));
 }
 
@@ -343,7 +346,7 @@ function showError(failure) {
   if (failure.name === "AbortError") return;
   const known = failure instanceof ApiError;
   const said = known ? failure : { message: `The page failed: ${failure.message}`, remedy: "Reload the page." };
-  $("error-title").textContent = said.field ? `The API refused ${said.field} (${said.status}).` : said.message;
+  $("error-title").textContent = said.field ? `The API refused ${said.field}.` : said.message;
   facts("error-facts", Object.entries({ field: said.field, value: said.value, remedy: said.remedy })
     .filter(([, value]) => value !== undefined && value !== null));
   $("error").hidden = false;
@@ -357,23 +360,21 @@ function showError(failure) {
 const clearInvalid = () =>
   document.querySelectorAll("[aria-invalid]").forEach((input) => input.removeAttribute("aria-invalid"));
 
-/** Raises for the click if it was refused; the view may be: not every app has that event type. */
-function refuseRejected(answer) {
-  const refused = (answer.rejected ?? []).find((verdict) => verdict.index === 0);
-  if (refused) throw new ApiError(400, { message: refused.message ?? "The click was refused.", ...refused });
+function refuseRejected({ verdicts }) {
+  const refused = verdicts.find((verdict) => verdict.status === "rejected");
+  if (refused) throw new ApiError(200, { message: "The event was refused.", ...refused });
 }
 
 async function showHealth() {
   try {
     const answer = await health();
-    $("health").dataset.state = "up";
-    $("health-text").textContent = `API ${answer.status ?? "ok"}, model ${answer.model_version ?? "none yet"}`;
-    if (answer.app) $("app-name").textContent = answer.app;
-    return answer;
+    const problems = Object.entries(answer.problems ?? {}).map(([part, reason]) => `${part}: ${reason}`);
+    $("health").dataset.state = problems.length ? "degraded" : "up";
+    $("health-text").textContent = [`model ${answer.model_version ?? "none yet"}`, ...problems].join("; ");
+    $("app-name").textContent = answer.app;
   } catch (failure) {
     $("health").dataset.state = "down";
     $("health-text").textContent = failure.message;
-    return {};
   }
 }
 
@@ -387,7 +388,8 @@ async function start() {
     document.querySelector("input[value=user]").checked = true;
     $("user").value = place.get("user");
   }
-  const { surfaces = DEFAULT_SURFACES } = await showHealth();
+  const [, { surfaces, eventTypes }] = await Promise.all([showHealth(), vocabulary()]);
+  state.eventTypes = eventTypes;
   fillSurfaces(surfaces);
   offer("known-users", [...new Set([...knownUsers(), ...DEMO_USERS])]);
   showVisitorFields();
@@ -421,4 +423,4 @@ function listen() {
   });
 }
 
-start();
+start().catch(showError);

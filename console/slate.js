@@ -46,6 +46,22 @@ export function describeChange({ added, moved, gone, same }) {
 export const inHistory = (history, id, since) =>
   history.some((event) => event.item_id === id && event.time >= since - 1);
 
+/** The stages as a list, each followed by its parts ("retrieve.als" is a part of "retrieve"). */
+export function stagesInOrder(stages) {
+  const entries = Object.entries(stages).map(([path, ms]) => {
+    const [whole, part] = path.split(".");
+    return part ? { name: part, within: whole, ms } : { name: whole, within: null, ms };
+  });
+  const wholes = entries.filter((entry) => entry.within === null);
+  return wholes.flatMap((stage) => [stage, ...entries.filter((entry) => entry.within === stage.name)]);
+}
+
+/** The sources that offered an item, the one that placed it highest first. */
+export function sourceNames({ source, ranks = {} } = {}) {
+  const others = Object.entries(ranks).sort(([, a], [, b]) => a - b).map(([name]) => name);
+  return [...new Set([source, ...others].filter(Boolean))];
+}
+
 export function ago(seconds) {
   if (seconds < 1) return "just now";
   if (seconds < 90) return `${Math.round(seconds)} s ago`;

@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from lambdas.openapi import document
+
 CONSOLE = Path(__file__).parents[2] / "console"
 TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css"}
 
@@ -43,7 +45,21 @@ CATALOGUE = [
         start=1,
     )
 ]
-STAGES_MS = {"visitor": 4.2, "retrieve": 11.6, "rank": 1.8, "rerank": 0.9, "gate": 0.2}
+SURFACES = ["homepage", "product", "cart"]
+DESCRIPTION = document(SURFACES, ["click", "impression"])
+HEALTH = {"app": "megashop", "model_version": "v20261120-0310", "problems": {}}
+RANKS = {"popular": 3, "als": 0}
+STAGES_MS = {
+    "visitor": 4.2,
+    "retrieve": 11.6,
+    "rank": 1.8,
+    "rerank": 0.9,
+    "gate": 0.2,
+    "retrieve.als": 11.1,
+    "retrieve.popular": 0.7,
+    "total": 19.4,
+}
+UNKNOWN_TYPE = {"status": "rejected", "field": "event_type", "remedy": "this app knows click, impression"}
 
 
 @dataclass
@@ -54,7 +70,6 @@ class StandIn:
     fold_seconds: float = 0.3
     rung: str = "full"
     degraded: dict[str, str] = field(default_factory=dict)
-    down: bool = False
     events: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
 
@@ -73,7 +88,7 @@ class StandIn:
     def recommend(self, surface: str, body: dict[str, Any], now: float) -> tuple[int, dict[str, Any]]:
         """The status and the answer for one request."""
         self.requests.append({"surface": surface, **body})
-        if surface not in ("homepage", "product", "cart"):
+        if surface not in SURFACES:
             return 404, refusal("surface", surface, "use one of homepage, product, cart")
         if not 1 <= body["limit"] <= 100:
             return 400, refusal("limit", body["limit"], "send an integer from 1 to 100")
@@ -85,6 +100,7 @@ class StandIn:
             ],
             "model_version": "v20261120-0310",
             "policy_version": 41,
+            "missing_ids": [],
             "experiment_id": None,
             "recommendation_id": f"r-{len(self.requests):04d}",
             "fallback": self.rung,
@@ -93,30 +109,26 @@ class StandIn:
                 "stages_ms": STAGES_MS,
                 "history": history,
                 "rung": self.rung,
-                "sources": {item["item_id"]: ["als", "popular"] for item in slate},
+                "sources": {item["item_id"]: {"source": "als", "ranks": RANKS} for item in slate},
+                "items": {item["item_id"]: item for item in slate},
             },
         }
 
     def collect(self, events: list[dict[str, Any]], now: float) -> tuple[int, dict[str, Any]]:
-        """One verdict for each event; this app has no event type `view`."""
+        """One verdict for each event; this app knows no `view`."""
         known = [event["event_type"] == "click" for event in events]
-        self.events += [
-            event | {"folds_at": now + self.fold_seconds}
-            for event, ok in zip(events, known, strict=True)
-            if ok
-        ]
-        rejected = [
-            {"index": index, **refusal("event_type", "view", "use one of click")["error"]}
-            for index, ok in enumerate(known)
-            if not ok
-        ]
-        return 202, {"accepted": sum(known), "rejected": rejected}
+        taken = [event for event, ok in zip(events, known, strict=True) if ok]
+        self.events += [event | {"folds_at": now + self.fold_seconds} for event in taken]
+        accepted = {"status": "accepted"}
+        verdicts = [{"index": n, **(accepted if ok else UNKNOWN_TYPE)} for n, ok in enumerate(known)]
+        return 200, {"accepted": len(taken), "rejected": len(known) - len(taken), "verdicts": verdicts}
 
 
 def refusal(name: str, value: object, remedy: str) -> dict[str, Any]:
     """The body of an error answer."""
     message = f"field '{name}': {value} is not allowed; {remedy}"
-    return {"error": {"message": message, "field": name, "value": value, "remedy": remedy}}
+    kind = {"type": "InvalidInput", "message": message}
+    return {"error": {**kind, "field": name, "value": str(value), "remedy": remedy}}
 
 
 def ordered_by_taste(history: list[dict[str, Any]], seeds: list[str]) -> list[dict[str, Any]]:
@@ -130,53 +142,54 @@ def ordered_by_taste(history: list[dict[str, Any]], seeds: list[str]) -> list[di
 def shown(item: dict[str, Any], position: int, history: list[dict[str, Any]]) -> dict[str, Any]:
     """One entry of a slate."""
     reason = "Based on your recent views" if history else "Popular now"
-    return {
-        **item,
-        "product_id": item["item_id"],
-        "score": 1 - position / 100,
-        "reason": reason,
-        "position": position,
-    }
+    ids = {"product_id": item["item_id"], "item_id": item["item_id"]}
+    return {**ids, "score": 1 - position / 100, "reason": reason, "position": position}
+
+
+class Front(BaseHTTPRequestHandler):
+    """The routes of the API, and the files of the page."""
+
+    stand_in: StandIn
+
+    def do_GET(self) -> None:
+        """What is known without a body: two answers of the API, else a file."""
+        name = self.path.split("?")[0].lstrip("/") or "index.html"
+        known = {"api/health": HEALTH, "openapi.json": DESCRIPTION}
+        if name in known:
+            return self.answer(200, known[name])
+        path = CONSOLE / name
+        if path.parent != CONSOLE or not path.is_file():
+            return self.answer(404, {"message": f"no file {name}"})
+        return self.send(200, TYPES[path.suffix], path.read_bytes())
+
+    def do_POST(self) -> None:
+        """Events, or a request for a slate."""
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/api/events":
+            return self.answer(*self.stand_in.collect(body["events"], time.time()))
+        return self.answer(*self.stand_in.recommend(self.path.rsplit("/", 1)[1], body, time.time()))
+
+    def answer(self, status: int, body: dict[str, Any]) -> None:
+        """Send JSON."""
+        self.send(status, "application/json", json.dumps(body).encode())
+
+    def send(self, status: int, content_type: str, body: bytes) -> None:
+        """Send the whole response."""
+        self.send_response(status)
+        self.send_header("content-type", content_type)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: the test says what went wrong."""
 
 
 @contextmanager
 def stand_in_api() -> Iterator[StandIn]:
     """A running stand-in on a free port of this machine."""
     stand_in = StandIn()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path == "/api/health":
-                status = {"status": "ok", "app": "megashop", "model_version": "v20261120-0310"}
-                return self.answer(503 if stand_in.down else 200, status)
-            return self.file(self.path.split("?")[0].lstrip("/") or "index.html")
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if self.path == "/api/events":
-                return self.answer(*stand_in.collect(body["events"], time.time()))
-            return self.answer(*stand_in.recommend(self.path.rsplit("/", 1)[1], body, time.time()))
-
-        def file(self, name: str) -> None:
-            path = CONSOLE / name
-            if path.parent != CONSOLE or not path.is_file():
-                return self.answer(404, {"message": f"no file {name}"})
-            return self.send(200, TYPES[path.suffix], path.read_bytes())
-
-        def answer(self, status: int, body: dict[str, Any]) -> None:
-            self.send(status, "application/json", json.dumps(body).encode())
-
-        def send(self, status: int, content_type: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("content-type", content_type)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Nothing: the test says what went wrong."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OwnFront", (Front,), {"stand_in": stand_in}))
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     stand_in.url = f"http://127.0.0.1:{server.server_port}/"
