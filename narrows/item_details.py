@@ -1,0 +1,30 @@
+"""What people want to read of an item: its title, category, brand and price, from the snapshot's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from narrows.snapshot import ItemSnapshot
+
+Details = dict[str, str | float]
+
+
+def item_details(snapshot: ItemSnapshot, ids: Sequence[str]) -> dict[str, Details]:
+    """The details of each known item by its id; a part that the catalogue or the item lacks is left out."""
+    rows = snapshot.rows(ids)
+    found = {item_id: int(row) for item_id, row in zip(ids, rows.tolist(), strict=True) if row >= 0}
+    return {item_id: _details(snapshot, row) for item_id, row in found.items()}
+
+
+def _details(snapshot: ItemSnapshot, row: int) -> Details:
+    details: Details = {}
+    if "title" in snapshot.columns and (title := bytes(snapshot.columns["title"][row]).decode()):
+        details["title"] = title
+    for name in ("category", "brand"):
+        if name in snapshot.columns and (code := int(snapshot.columns[name][row])) >= 0:
+            details[name] = snapshot.vocabulary(name)[code]
+    if "price" in snapshot.columns and not np.isnan(price := float(snapshot.columns["price"][row])):
+        details["price"] = round(price, 2)
+    return details
