@@ -43,7 +43,7 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True, eq=False)
 class Serving:
-    """All that is loaded from files; `problems`: file -> why it is not in use, "absent" or the error's class."""
+    """All that is loaded from files; `problems`: file -> why it is not in use, "absent" or an error."""
 
     snapshot: ItemSnapshot
     sources: Mapping[str, SignallingSource]
@@ -63,7 +63,7 @@ def load_serving(
     verify: bool = True,
     library: Path | None = None,
 ) -> Serving:
-    """Load what is there; what is missing or damaged is named in `problems`, and the rest serves.
+    """Load what is there; the missing and the damaged are named in `problems`, the rest serves.
 
     Without a snapshot the items of the app's static list are all that is known.
     """
