@@ -1,0 +1,209 @@
+"""What the function is made of: clients of little patience, stores, and stages that a thread keeps fresh."""
+
+from __future__ import annotations
+
+import atexit
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from lambdas.recommend.contract import Ask
+from narrows.adapters.aws import client
+from narrows.adapters.bundle import Cellar, Live, Refresher, load_serving, stages_of
+from narrows.adapters.control import DynamoControlTable
+from narrows.adapters.dynamodb import REPLICAS, DynamoPolicyLog, DynamoSlateStore, DynamoStateStore
+from narrows.adapters.kinesis import DecisionStream, LambdaExtension
+from narrows.adapters.s3 import S3Objects
+from narrows.adapters.secrets import SecretKey
+from narrows.adapters.visitors import StoredVisitors
+from narrows.control import model_pointer, snapshot_pointer
+from narrows.errors import StoreUnavailable
+from narrows.events import pseudonym, session_key, user_key
+from narrows.pipeline import VISITOR_SHARE, Recommendation, Request, Stages, recommend
+from narrows.settings import App
+
+THREADS = 8
+WARM_UP_S = 0.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The variables of this function; the last two are optional."""
+
+    app: str
+    bucket: str
+    state_table: str
+    slates_table: str
+    policy_table: str
+    control_table: str
+    decisions_stream: str
+    pseudonym_secret: str
+    aws_region: str
+    narrows_cache: str = ""
+    aws_lambda_runtime_api: str = ""
+
+
+class Front:
+    """Answers requests with what this process holds, and counts the rungs that answered."""
+
+    def __init__(
+        self,
+        refresher: Refresher,
+        records: DecisionStream,
+        key: SecretKey,
+        finished: Callable[[], None],
+    ) -> None:
+        self.finished = finished
+        self._refresher = refresher
+        self._records = records
+        self._key = key
+        self._rungs: Counter[str] = Counter()
+
+    @property
+    def app(self) -> App:
+        return self._refresher.stages.app
+
+    def recommend(self, ask: Ask, *, now: float, recommendation_id: str) -> Recommendation:
+        """The answer and its record; an unreadable key makes the visitor a stranger, never an error."""
+        stages = self._refresher.stages
+        deadline = stages.clock() + stages.app.surfaces[ask.surface].deadline_ms / 1e3
+        keys, failure = self.keys(ask)
+        request = Request(
+            surface=ask.surface,
+            limit=ask.limit,
+            now=now,
+            deadline=deadline,
+            recommendation_id=recommendation_id,
+            user_key=keys[0],
+            session_key=keys[1],
+            item_ids=ask.item_ids,
+            context=ask.context,
+        )
+        answer = recommend(request, stages)
+        if failure:
+            degraded = {**answer.degraded, "visitor": failure}
+            answer = replace(answer, degraded=degraded, record=replace(answer.record, degraded=degraded))
+        self._rungs[answer.fallback] += 1
+        self._records.append(answer.record)
+        return answer
+
+    def health(self, *, now: float) -> dict[str, Any]:
+        """What this process serves with; it serves in any case."""
+        stages = self._refresher.stages
+        age_s = stages.policy.age_s(now)
+        problems = dict(stages.problems)
+        if self._refresher.last_error:
+            problems["refresh"] = self._refresher.last_error
+        return {
+            "app": stages.app.name,
+            "model_version": stages.model_version,
+            "snapshot_version": stages.snapshot.version,
+            "policy_version": stages.policy.version,
+            "policy_age_s": round(age_s, 3) if age_s < float("inf") else None,
+            "rungs": dict(self._rungs),
+            "problems": problems,
+            "decisions": {"sent": self._records.sent, "lost": dict(self._records.lost)},
+        }
+
+    def keys(self, ask: Ask) -> tuple[tuple[str | None, str | None], str]:
+        """The user's and the session's key, and "" or why they could not be made."""
+        try:
+            key = self._key.get()
+        except StoreUnavailable as error:
+            return (None, None), type(error).__name__
+        user = user_key(pseudonym(ask.user_id, key)) if ask.user_id else None
+        session = session_key(pseudonym(ask.session_id, key)) if ask.session_id else None
+        return (user, session), ""
+
+
+def wire(settings: Settings, app: App, logger: Logger) -> Front:
+    """Build everything once in a process; nothing that is away here stops it from answering."""
+    patience_s = max(surface.deadline_ms for surface in app.surfaces.values()) / 1e3 * VISITOR_SHARE
+    dynamodb = client("dynamodb", read_timeout_s=patience_s, connections=THREADS)
+    visitors = StoredVisitors(
+        DynamoStateStore(dynamodb, settings.state_table, clock=time.time),
+        DynamoSlateStore(dynamodb, settings.slates_table),
+        executor=ThreadPoolExecutor(THREADS, "visitors"),
+        clock=time.monotonic,
+    )
+    stages = stages_of(
+        app,
+        load_serving(app, None, None),
+        visitors=visitors,
+        executor=ThreadPoolExecutor(THREADS, "stages"),
+        clock=time.perf_counter,
+    )
+    refresher = _refresher(settings, app, stages)
+    refresher.start()
+    records = DecisionStream(
+        client("kinesis", read_timeout_s=2, connect_timeout_s=0.5), settings.decisions_stream
+    )
+    secrets = client("secretsmanager", read_timeout_s=0.5, connect_timeout_s=0.25)
+    front = Front(
+        refresher,
+        records,
+        SecretKey(secrets, settings.pseudonym_secret, clock=time.monotonic),
+        _flushed(settings, records, logger),
+    )
+    stranger = Ask(next(iter(app.surfaces)), 1, user_id="-", session_id="-")
+    (user, session), _ = front.keys(stranger)  # reads the key, and opens the connections
+    visitors.read(user, session, stranger.surface, now=time.time(), timeout_s=WARM_UP_S)
+    if refresher.last_error:
+        logger.warning("cold start without everything", extra={"reason": refresher.last_error})
+    return front
+
+
+def _refresher(settings: Settings, app: App, stages: Stages) -> Refresher:
+    control = DynamoControlTable(
+        settings.control_table, region=settings.aws_region, connect_timeout_s=0.25, read_timeout_s=1
+    )
+    objects = S3Objects(client("s3", read_timeout_s=20, connect_timeout_s=0.5, attempts=2), settings.bucket)
+    patient = client("dynamodb", read_timeout_s=1, connect_timeout_s=0.25)
+    jitter = random.Random()
+    cellar = Cellar(app, _cache(settings), objects.download)
+    return Refresher(
+        stages,
+        policy_log=DynamoPolicyLog(patient, settings.policy_table, replica=jitter.randrange(REPLICAS)),
+        current=lambda: Live(control.read(model_pointer(app.name)), control.read(snapshot_pointer(app.name))),
+        load=cellar.load,
+        now=time.time,
+        jitter=jitter,
+    )
+
+
+def _cache(settings: Settings) -> Path:
+    """A folder of this process alone, because it throws away there what it no longer serves."""
+    parent = settings.narrows_cache or None
+    if parent:
+        Path(parent).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="narrows-", dir=parent))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _flushed(settings: Settings, records: DecisionStream, logger: Logger) -> Callable[[], None]:
+    """Start whatever flushes the records here; returns what to call when a response is made."""
+    if settings.aws_lambda_runtime_api:
+        extension = LambdaExtension(settings.aws_lambda_runtime_api, records)
+        try:
+            extension.start()
+        except StoreUnavailable as error:
+            logger.warning("no extension, records leave from a thread", extra={"reason": str(error)})
+        else:
+            return extension.invocation_finished
+    records.start()
+    return lambda: None
+
+
+def app_folder(name: str) -> Path:
+    """The app's folder beside the code."""
+    return Path(__file__).resolve().parents[2] / "apps" / name
