@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
 import threading
 import time
@@ -22,8 +23,13 @@ REGION = "us-east-1"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local"}
 # Set by Lambda for one function each: several functions in one process cannot agree on them, nor need to.
 NAMES_ONE_FUNCTION = frozenset({"POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE"})
-# They would point a handler at somebody's real account, or at a runtime API that is not there.
-NEVER_INHERITED = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_LAMBDA_RUNTIME_API")
+# Nothing that starts so is inherited: it would point a handler at somebody's real account.
+OF_AWS = "AWS_"
+NO_ACCOUNT = {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 class FunctionError(NarrowsError):
@@ -108,12 +114,21 @@ def environment(
     A variable with two different values raises ConflictingEnvironment: one process has one environment.
     """
     functions = tuple(functions)
-    merged = {name: value for name, value in inherited.items() if name not in NEVER_INHERITED}
-    merged |= CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
+    merged = {name: value for name, value in inherited.items() if not name.startswith(OF_AWS)}
+    merged |= CREDENTIALS | NO_ACCOUNT
+    merged |= {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
     merged |= _agreed(functions)
     if len(functions) == 1:
         merged |= _reserved(functions[0])
     return merged
+
+
+def enter(functions: Iterable[Function], endpoint: str) -> None:
+    """Give this process the environment of `functions`; what it had of AWS before is gone."""
+    entered = environment(functions, endpoint=endpoint, inherited=os.environ)
+    for name in os.environ.keys() - entered.keys():
+        del os.environ[name]
+    os.environ.update(entered)
 
 
 def load(function: Function) -> Handler:

@@ -22,7 +22,7 @@ from typing import Any
 import boto3
 import uvicorn
 
-from localcloud.functions import REGION, Function, Handler, environment, invoke, load
+from localcloud.functions import REGION, Function, Handler, enter, invoke, load
 from localcloud.gateway import Answer, Api, answer_of, event_of, message
 from localcloud.processes import report_ready
 
@@ -150,7 +150,7 @@ def read_front(endpoint: str, console: Path | None, body_s: float = BODY_S) -> F
     api = Api.read(boto3.client("apigatewayv2", **options))
     client = boto3.client("lambda", **options)
     functions = [Function.read(client, name) for name in sorted({route.function for route in api.routes})]
-    os.environ.update(environment(functions, endpoint=endpoint, inherited=os.environ))
+    enter(functions, endpoint)
     deployed = {function.name: Deployed(function, load(function)) for function in functions}
     return Front(api, deployed, console_files(console) if console else {}, body_s)
 
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--body-seconds", type=float, default=BODY_S)
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    os.environ.update(environment([], endpoint=asked.endpoint, inherited=os.environ))
+    enter([], asked.endpoint)
     front = read_front(asked.endpoint, asked.console, asked.body_seconds)
     serve(front, socket.socket(fileno=asked.fd))
 

@@ -60,16 +60,19 @@ def spawn(
         )
 
 
-def end(process: subprocess.Popen[bytes], *, grace_s: float = GRACE_S) -> None:
-    """Stop a spawned process with all that it started; a second call does nothing."""
-    if process.stdin:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-    signal_group(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(grace_s)
-    signal_group(process.pid, signal.SIGKILL)
-    process.wait()
+def end(*processes: subprocess.Popen[bytes], grace_s: float = GRACE_S) -> None:
+    """Stop spawned processes with all that they started, together; a second call does nothing."""
+    for process in processes:
+        if process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        signal_group(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+        signal_group(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def signal_group(leader: int, number: int) -> None:

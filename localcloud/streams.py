@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -26,7 +25,7 @@ from typing import Any
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
-from localcloud.functions import REGION, Function, Outcome, environment, invoke, load
+from localcloud.functions import REGION, Function, Outcome, enter, invoke, load
 from localcloud.mappings import NO_LIMIT, Destination, EventSourceMapping, failure_report, stream_mappings
 from localcloud.processes import report_ready, write_json
 from localcloud.shards import BATCH_BYTES, Batch, Checkpoints, Shard, done_before_failure
@@ -326,10 +325,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     signal.signal(signal.SIGTERM, stopped)
     signal.signal(signal.SIGINT, stopped)
-    os.environ.update(environment([], endpoint=asked.endpoint, inherited=os.environ))
+    enter([], asked.endpoint)
     client = boto3.client("lambda", endpoint_url=asked.endpoint, region_name=REGION)
     function = Function.read(client, asked.function)
-    os.environ.update(environment([function], endpoint=asked.endpoint, inherited=os.environ))
+    enter([function], asked.endpoint)
     mappings = tuple(stream_mappings(client, function.name))
     runners = tuple(runners_of(function, mappings, endpoint=asked.endpoint, home=asked.home))
     report_ready(function=function.name, mappings=len(mappings))

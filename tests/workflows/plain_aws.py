@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,15 +18,9 @@ from typing import Any
 import boto3
 
 from localcloud.functions import CREDENTIALS, REGION
-from localcloud.processes import end, is_running, ready_line, spawn, started_at
+from localcloud.processes import end, ready_line, report_ready, spawn
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_POLLERS = """
-import ministack.services.lambda_svc as functions
-functions._ensure_poller = lambda: None
-from ministack.app import main
-main()
-"""
 
 
 @dataclass(frozen=True)
@@ -81,18 +76,11 @@ def plain_aws(directory: Path) -> Iterator[Aws]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    settings = {
-        "GATEWAY_PORT": str(port),
-        "BIND_HOST": "127.0.0.1",
-        "SFTP_ENABLED": "0",
-        "LOG_LEVEL": "WARNING",
-    }
-    settings |= {"TMPDIR": str(directory), "STATE_DIR": str(directory / "state")} | CREDENTIALS
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "aws.log").open("wb") as log:
         server = subprocess.Popen(
-            [sys.executable, "-c", WITHOUT_POLLERS],
-            env=os.environ | settings,
+            [sys.executable, __file__, "--port", str(port), "--home", str(directory)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
@@ -141,11 +129,32 @@ def wait_for(condition: Any, seconds: float, what: str) -> Any:
     raise AssertionError(f"waited {seconds} s in vain for {what}")
 
 
-def is_gone(pid: int) -> bool:
-    """Whether no process has this number any more."""
-    return not is_running(pid, started_at(pid))
-
-
 def _answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def main() -> None:
+    """Be a MiniStack on --port with its files in --home, ready when it answers."""
+    port, home = sys.argv[sys.argv.index("--port") + 1], sys.argv[sys.argv.index("--home") + 1]
+    settings = {"GATEWAY_PORT": port, "BIND_HOST": "127.0.0.1", "SFTP_ENABLED": "0", "LOG_LEVEL": "WARNING"}
+    settings |= {"TMPDIR": f"{home}/tmp", "STATE_DIR": f"{home}/tmp/state"} | CREDENTIALS
+    Path(home, "tmp").mkdir(parents=True, exist_ok=True)
+    os.environ.update(settings)
+    sys.argv[1:] = []
+
+    from ministack.app import main as ministack
+    from ministack.services import lambda_svc
+
+    lambda_svc._ensure_poller = lambda: None  # a poller of its own would take the records first
+
+    def announce() -> None:
+        wait_for(lambda: _answers(int(port)), 30, "MiniStack")
+        report_ready(port=int(port))
+
+    threading.Thread(target=announce, daemon=True).start()
+    ministack()
+
+
+if __name__ == "__main__":
+    main()
