@@ -256,7 +256,7 @@ class Cellar:
 class Refresher:
     """Keeps the stages of a process up to date in one background thread, and never lets a failure end it.
 
-    While something cannot be read, what was read last goes on serving; `errors` counts, `last_error` tells.
+    While something cannot be read, what was read last goes on serving; `errors` counts the failures.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ class Refresher:
     ) -> None:
         """`now` is in epoch seconds; `sleep` waits for so many seconds, by default until `stop` at most."""
         self.errors = 0
-        self.last_error: str | None = None
+        self._wrong: dict[str, str] = {}
         self._stages = stages
         self._policy_log = policy_log
         self._current = current
@@ -296,6 +296,11 @@ class Refresher:
     def stages(self) -> Stages:
         """The stages as of the last refresh; a request takes them once and keeps them."""
         return self._stages
+
+    @property
+    def last_error(self) -> str | None:
+        """What could not be refreshed when it was tried last, None when everything could."""
+        return "; ".join(self._wrong.values()) or None
 
     def start(self) -> None:
         """Refresh once before returning, then go on in the background."""
@@ -320,10 +325,11 @@ class Refresher:
             try:
                 refresh()
                 self._failures[name] = 0
+                self._wrong.pop(name, None)
             except Exception as error:  # noqa: BLE001  # it is counted and shown, and the next round tries again
                 self.errors += 1
                 self._failures[name] += 1
-                self.last_error = f"{name}: {type(error).__name__}: {error}"
+                self._wrong[name] = f"{name}: {type(error).__name__}: {error}"
             wait_s = min(every_s * 2.0 ** min(self._failures[name], 16), slowest_s)
             self._due[name] = self._now() + wait_s * self._jitter.uniform(0.5, 1.0)
 

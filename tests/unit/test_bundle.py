@@ -1,0 +1,407 @@
+"""Loading a bundle piece by piece, and the thread that keeps a process up to date."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import lightgbm
+import numpy as np
+import pytest
+
+from narrows.adapters.bundle import Cellar, Live, Refresher, Serving, load_serving, stages_of
+from narrows.adapters.memory import MemoryPolicyLog
+from narrows.control import Pointer
+from narrows.errors import SnapshotError, StoreUnavailable
+from narrows.features import statistics
+from narrows.features.vectors import VectorSpec
+from narrows.interactions import interactions_of
+from narrows.pipeline import Request, Stages, recommend
+from narrows.policy import Change
+from narrows.ranking import EmbeddedRanker, ModelManifest, write_manifest
+from narrows.settings import App, load_app
+from narrows.snapshot import ItemSnapshot, open_base, write_base
+from narrows.sources import als, covisitation, load_sources, popular
+from narrows.visitor import Visitor
+
+APPS = Path(__file__).parents[2] / "apps"
+NOW = 1_700_000_000.0
+ITEMS = [f"item-{number:05d}" for number in range(60)]
+
+
+class NoVisitors:
+    """A reader that knows nobody."""
+
+    def read(
+        self, user_key: str | None, session_key: str | None, surface: str, *, now: float, timeout_s: float
+    ) -> Visitor:
+        return Visitor()
+
+
+def write_snapshot(directory: Path, version: str) -> ItemSnapshot:
+    """Sixty items with everything that sources and ranker read."""
+    columns = {
+        "category": [["abc"[number % 3]] for number in range(60)],
+        "brand": ["xy"[number % 2] for number in range(60)],
+        "price": np.linspace(1.0, 60.0, 60),
+        "created_at": NOW - np.arange(60) * 86_400.0,
+    }
+    write_base(directory, ITEMS, columns, version=version, spare=5)
+    return open_base(directory)
+
+
+def write_bundle(directory: Path, snapshot: ItemSnapshot, version: str, *, app: str = "megashop") -> None:
+    """A whole bundle, its model trained to like cheap items."""
+    directory.mkdir()
+    generator = np.random.default_rng(0)
+    users, items = generator.integers(0, 30, 600), generator.integers(0, 60, 600)
+    log = interactions_of(
+        [f"u{number}" for number in users],
+        [ITEMS[number] for number in items],
+        NOW - generator.random(600) * 1e6,
+        np.ones(600),
+    )
+    als.fit(log, als.Params(), generator).save(directory / als.FILE)
+    covisitation.fit(log, covisitation.Params()).save(directory / covisitation.FILE)
+    shares = popular.fit(log, popular.Params())
+    shares.save(directory / popular.FILE)
+    statistics.fit(log, statistics.Params()).save(directory / statistics.FILE)
+    (directory / "segments.json").write_text(json.dumps({**shares.slates(10), "gone": ["nothing"]}))
+    sources = load_sources(directory, snapshot.rows, snapshot.size, created=snapshot.columns["created_at"])
+    spec = VectorSpec.over(sources, snapshot)
+    matrix = generator.random((400, len(spec.names)))
+    price = spec.names.index("price.value")
+    data = lightgbm.Dataset(matrix, label=-matrix[:, price])
+    settings = {"objective": "regression", "verbosity": -1, "num_threads": 1, "min_data_in_leaf": 5}
+    lightgbm.train(settings, data, num_boost_round=5).save_model(directory / "ranker.txt")
+    manifest = ModelManifest(
+        version, app, NOW, spec.names, spec.fingerprint(), json.loads(json.dumps(spec.to_json()))
+    )
+    write_manifest(directory, manifest)
+
+
+@pytest.fixture(scope="module")
+def app() -> App:
+    """The shop."""
+    return load_app(APPS / "megashop")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a snapshot and a model, as they lie on S3."""
+    store = tmp_path_factory.mktemp("store")
+    write_bundle(store / "model", write_snapshot(store / "snapshot", "s1"), "m1")
+    return store
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    return Path(shutil.copytree(made, tmp_path / "store"))
+
+
+def test_a_whole_bundle_serves(app: App, store: Path) -> None:
+    """Four sources, the model, slates by segment and the static list over the snapshot's rows."""
+    serving = load_serving(app, store / "model", store / "snapshot")
+    assert serving.problems == {}
+    assert set(serving.sources) == {"als", "covisitation", "popular", "fresh"}
+    assert isinstance(serving.ranker, EmbeddedRanker)
+    assert (serving.model_version, serving.snapshot.version) == ("m1", "s1")
+    assert len(serving.segment_slates[""]) == 10
+    assert len(serving.segment_slates["gone"]) == 0
+    assert serving.static_rows.tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("file", ["als.npz", "covisitation.npz", "popular.npz", "segments.json"])
+def test_a_damaged_part_is_refused_and_the_rest_serves(app: App, store: Path, file: str) -> None:
+    """One flipped byte: that file is named and not used, everything else is."""
+    content = bytearray((store / "model" / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (store / "model" / file).write_bytes(content)
+    serving = load_serving(app, store / "model", store / "snapshot")
+    assert serving.problems == {file: "BundleError"}
+    assert file.removesuffix(".npz") not in serving.sources
+    assert serving.ranker is not None
+    assert len(serving.sources) + len(serving.segment_slates) > 3
+
+
+@pytest.mark.parametrize("file", ["ranker.txt", "item_stats.npz"])
+@pytest.mark.parametrize("how", ["absent", "BundleError"])
+def test_without_a_usable_model_there_is_no_ranker(app: App, store: Path, file: str, how: str) -> None:
+    """Missing or cut short, the model and its statistics are named and the sources go on."""
+    path = store / "model" / file
+    path.unlink() if how == "absent" else path.write_bytes(path.read_bytes()[:50])
+    serving = load_serving(app, store / "model", store / "snapshot")
+    assert (serving.ranker, serving.problems) == (None, {file: how})
+    assert len(serving.sources) == 4
+
+
+def test_a_model_of_other_features_is_refused(app: App, store: Path) -> None:
+    """A fingerprint that this code does not compute is a mismatch, not a guess."""
+    manifest = json.loads((store / "model" / "manifest.json").read_text())
+    (store / "model" / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 16}))
+    serving = load_serving(app, store / "model", store / "snapshot")
+    assert (serving.ranker, serving.problems) == (None, {"ranker.txt": "FingerprintMismatch"})
+
+
+def test_without_a_manifest_nothing_of_the_model_is_trusted(app: App, store: Path) -> None:
+    """What cannot be checked is not used; fresh needs no file."""
+    (store / "model" / "manifest.json").unlink()
+    serving = load_serving(app, store / "model", store / "snapshot")
+    assert serving.problems == {"manifest.json": "BundleError"}
+    assert (set(serving.sources), serving.ranker, serving.model_version) == ({"fresh"}, None, None)
+
+
+def test_another_apps_bundle_is_refused(app: App, store: Path) -> None:
+    """A pointer that was moved to the wrong app's model changes nothing for the visitors."""
+    serving = load_serving(replace(app, name="media"), store / "model", store / "snapshot")
+    assert serving.problems == {"manifest.json": "BundleError"}
+
+
+def test_before_the_first_catalogue_the_static_list_serves(app: App, tmp_path: Path) -> None:
+    """The first deploy has no files: the shipped list answers."""
+    stages = heard(stages_of(app, load_serving(app, None, None), **parts()))
+    answer = recommend(Request("homepage", 5, NOW, stages.clock() + 1.0, "r1", user_key="u#1"), stages)
+    assert (answer.fallback, answer.model_version) == ("static", None)
+    assert [item.item_id for item in answer.slate] == list(app.static_items[:5])
+    assert answer.degraded["load.snapshot"] == "absent"
+    damaged = load_serving(app, None, tmp_path)
+    assert damaged.problems == {"snapshot": "SnapshotError"}
+
+
+def parts() -> dict[str, object]:
+    """What stages need besides files."""
+    return {"visitors": NoVisitors(), "executor": ThreadPoolExecutor(4), "clock": time.perf_counter}
+
+
+def heard(stages: Stages) -> Stages:
+    """The stages after their policy log answered."""
+    return replace(stages, policy=stages.policy.apply([], 0, NOW))
+
+
+def test_the_whole_path_in_one_process(app: App, store: Path) -> None:
+    """A loaded bundle answers in full, and the model's taste shows: the cheap before the dear."""
+    stages = heard(stages_of(app, load_serving(app, store / "model", store / "snapshot"), **parts()))
+    answer = recommend(Request("homepage", 60, NOW, stages.clock() + 5.0, "r1", user_key="u#1"), stages)
+    assert (answer.fallback, answer.degraded, answer.model_version) == ("full", {}, "m1")
+    considered = [one.row for one in answer.record.considered]
+    assert np.mean(considered[:10]) < np.mean(considered[-10:])
+
+
+class Control:
+    """A pointer that a test moves, a store that can go away, and time that passes when it says so."""
+
+    def __init__(self, app: App, store: Path, cellar: Path) -> None:
+        self.live = Live()
+        self.time = NOW
+        self.error: Exception | None = None
+        self.log = MemoryPolicyLog()
+        self.asked: list[float] = []
+        self.loads: list[Live] = []
+        self.cellar = Cellar(app, cellar, self.download)
+        self.store = store
+
+    def download(self, prefix: str, folder: Path) -> None:
+        shutil.copytree(self.store / prefix, folder, dirs_exist_ok=True)
+
+    def current(self) -> Live:
+        self._fail()
+        return self.live
+
+    def load(self, live: Live) -> Serving:
+        self.loads.append(live)
+        return self.cellar.load(live)
+
+    def read(self, since: int) -> Sequence[Change]:
+        self.asked.append(self.time)
+        self._fail()
+        return self.log.read(since)
+
+    def append(self, changes: Sequence[Change], *, now: float) -> int:
+        return self.log.append(changes, now=now)
+
+    def point(self, model: str | None, snapshot: str | None) -> None:
+        """Move the pointers to these prefixes."""
+        self.live = Live(
+            Pointer(model, model, NOW) if model else None,
+            Pointer(snapshot, snapshot, NOW) if snapshot else None,
+        )
+
+    def _fail(self) -> None:
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def control(app: App, store: Path, tmp_path: Path) -> Control:
+    """Nothing is live yet."""
+    return Control(app, store, tmp_path / "cellar")
+
+
+def refresher(app: App, control: Control, sleep: Callable[[float], object] | None = None) -> Refresher:
+    """A refresher over an empty process."""
+    return Refresher(
+        stages_of(app, load_serving(app, None, None), **parts()),
+        policy_log=control,
+        current=control.current,
+        load=control.load,
+        now=lambda: control.time,
+        jitter=random.Random(0),
+        sleep=sleep,
+    )
+
+
+def test_a_moved_pointer_is_followed_as_a_whole(app: App, control: Control) -> None:
+    """Model and snapshot change together; a request keeps the stages it took; nothing loads twice."""
+    fresh = refresher(app, control)
+    fresh.tick()
+    before = fresh.stages
+    assert before.model_version is None
+    control.point("model", "snapshot")
+    control.time += 3.0
+    fresh.tick()
+    assert (fresh.stages.model_version, fresh.stages.snapshot.version) == ("m1", "s1")
+    assert (before.model_version, before.snapshot.version) == (None, "static")
+    for _ in range(5):
+        control.time += 3.0
+        fresh.tick()
+    assert len(control.loads) == 1
+    assert fresh.last_error is None
+
+
+def test_policy_changes_arrive_within_the_poll(app: App, control: Control) -> None:
+    """A block that is in the log is in the state two seconds later, also after another snapshot came."""
+    fresh = refresher(app, control)
+    control.point("model", "snapshot")
+    fresh.tick()
+    control.append([Change("block", "item-00003", True)], now=NOW)
+    control.time += 2.0
+    fresh.tick()
+    assert fresh.stages.policy.version == 1
+    assert fresh.stages.policy.refreshed_at == NOW + 2.0
+    row = int(fresh.stages.snapshot.rows(["item-00003"])[0])
+    assert fresh.stages.policy.blocked[row]
+    write_snapshot(control.store / "snapshot-2", "s2")
+    control.point("model", "snapshot-2")
+    control.time += 3.0
+    fresh.tick()
+    assert fresh.stages.snapshot.version == "s2"
+    assert fresh.stages.policy.blocked[row]
+
+
+def test_what_was_read_last_serves_while_stores_are_away(app: App, control: Control) -> None:
+    """Every failure is counted and told, nothing stops, and the first success clears it."""
+    fresh = refresher(app, control)
+    control.point("model", "snapshot")
+    fresh.tick()
+    control.error = StoreUnavailable("the table does not answer")
+    for _ in range(4):
+        control.time += 3.0
+        fresh.tick()
+    assert fresh.errors >= 5
+    assert fresh.last_error is not None
+    assert "StoreUnavailable: the table does not answer" in fresh.last_error
+    assert fresh.stages.model_version == "m1"
+    assert fresh.stages.policy.refreshed_at == NOW
+    control.error = None
+    control.time += 60.0
+    fresh.tick()
+    assert fresh.last_error is None
+    assert fresh.stages.policy.refreshed_at == control.time
+
+
+def test_a_damaged_snapshot_does_not_replace_a_good_one(app: App, control: Control) -> None:
+    """It is refused and fetched again, until it is whole."""
+    fresh = refresher(app, control)
+    control.point("model", "snapshot")
+    fresh.tick()
+    write_snapshot(control.store / "snapshot-2", "s2")
+    whole = (control.store / "snapshot-2" / "price.npy").read_bytes()
+    (control.store / "snapshot-2" / "price.npy").write_bytes(whole[:-8])
+    control.point("model", "snapshot-2")
+    control.time += 3.0
+    fresh.tick()
+    assert fresh.stages.snapshot.version == "s1"
+    assert "SnapshotError" in (fresh.last_error or "")
+    (control.store / "snapshot-2" / "price.npy").write_bytes(whole)
+    control.time += 60.0
+    fresh.tick()
+    assert fresh.stages.snapshot.version == "s2"
+
+
+def test_a_model_that_does_not_load_does_not_replace_one_that_does(app: App, control: Control) -> None:
+    """Its pointer is followed no further than its checksum."""
+    fresh = refresher(app, control)
+    control.point("model", "snapshot")
+    fresh.tick()
+    shutil.copytree(control.store / "model", control.store / "model-2")
+    (control.store / "model-2" / "ranker.txt").write_text("tree")
+    control.point("model-2", "snapshot")
+    control.time += 3.0
+    fresh.tick()
+    assert fresh.stages.model_version == "m1"
+    assert "model-2 does not load" in (fresh.last_error or "")
+
+
+def test_the_cellar_keeps_only_what_is_live(app: App, control: Control, tmp_path: Path) -> None:
+    """After a switch the old folders are gone, and the mapped snapshot is readable all the same."""
+    control.point("model", "snapshot")
+    old = control.load(control.live)
+    write_snapshot(control.store / "snapshot-2", "s2")
+    control.point("model", "snapshot-2")
+    control.load(control.live)
+    assert len(list((tmp_path / "cellar").iterdir())) == 2
+    assert old.snapshot.columns["price"].sum() == pytest.approx(1830.0)
+
+
+def test_polls_are_jittered_and_never_later_than_declared(app: App, control: Control) -> None:
+    """Processes that start together drift apart, inside half and whole of the interval."""
+    fresh = refresher(app, control)
+    for _ in range(2000):
+        fresh.tick()
+        control.time += 0.05
+    gaps = np.diff(control.asked)
+    assert 1.0 <= gaps.min() < 1.2
+    assert 1.8 < gaps.max() <= 2.06
+    assert len(np.unique(gaps.round(2))) > 5
+
+
+def test_the_thread_goes_on_until_it_is_stopped(app: App, control: Control) -> None:
+    """It survives whatever is raised, sleeps as it is told, and ends on request."""
+    turns = threading.Event()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        control.time += seconds + 0.001
+        if len(slept) >= 20:
+            turns.set()
+        time.sleep(0.001)
+
+    control.error = RuntimeError("a bug")
+    fresh = refresher(app, control, sleep)
+    fresh.start()
+    assert turns.wait(10.0)
+    fresh.stop()
+    assert fresh.errors > 10
+    assert max(slept) <= 2.0
+
+
+def test_a_damaged_snapshot_of_a_first_start_is_an_error(app: App, control: Control) -> None:
+    """With nothing to fall back on, the process serves the static list and says why."""
+    shutil.rmtree(control.store / "snapshot")
+    (control.store / "snapshot").mkdir()
+    control.point("model", "snapshot")
+    with pytest.raises(SnapshotError, match="copied again"):
+        control.load(control.live)
+    fresh = refresher(app, control)
+    fresh.tick()
+    assert fresh.stages.snapshot.version == "static"
+    assert fresh.stages.policy.refreshed_at == NOW
