@@ -135,4 +135,4 @@ def _status(error: InvalidInput) -> HTTPStatus:
 
 
 def _compact(content: Any) -> str:
-    return json.dumps(content, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(content, separators=(",", ":"))  # ASCII: also half a surrogate pair can be answered

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Front:
         self.finished = finished
         self._refresher = refresher
         self._records = records
-        self._key = key
+        self.key = key
         self._rungs: Counter[str] = Counter()
 
     @property
@@ -117,7 +118,7 @@ class Front:
     def keys(self, ask: Ask) -> tuple[tuple[str | None, str | None], str]:
         """The user's and the session's key, and "" or why they could not be made."""
         try:
-            key = self._key.get()
+            key = self.key.at_hand()
         except StoreUnavailable as error:
             return (None, None), type(error).__name__
         user = user_key(pseudonym(ask.user_id, key)) if ask.user_id else None
@@ -154,12 +155,19 @@ def wire(settings: Settings, app: App, logger: Logger) -> Front:
         SecretKey(secrets, settings.pseudonym_secret, clock=time.monotonic),
         _flushed(settings, records, logger),
     )
-    stranger = Ask(next(iter(app.surfaces)), 1, user_id="-", session_id="-")
-    (user, session), _ = front.keys(stranger)  # reads the key, and opens the connections
-    visitors.read(user, session, stranger.surface, now=time.time(), timeout_s=WARM_UP_S)
+    _warm_up(front, visitors, app)
     if refresher.last_error:
         logger.warning("cold start without everything", extra={"reason": refresher.last_error})
     return front
+
+
+def _warm_up(front: Front, visitors: StoredVisitors, app: App) -> None:
+    """Read the key, and open the connections that the first request would wait for."""
+    with suppress(StoreUnavailable):  # it is read again in the background, as requests come
+        front.key.get()
+    stranger = Ask(next(iter(app.surfaces)), 1, user_id="-", session_id="-")
+    (user, session), _ = front.keys(stranger)
+    visitors.read(user, session, stranger.surface, now=time.time(), timeout_s=WARM_UP_S)
 
 
 def _refresher(settings: Settings, app: App, stages: Stages) -> Refresher:

@@ -64,8 +64,7 @@ class Deployed:
         return self
 
     def stop(self) -> None:
-        self.module.FRONT._refresher.stop()
-        self.module.FRONT._records.close()
+        stop(self.module)
 
     def ask(self, body: object = None, path: str = PATH, **how: Any) -> tuple[int, Any]:
         body = {"user_id": "alice"} if body is None else body
@@ -158,12 +157,35 @@ WRONG = [
 ]
 
 
+def alone(monkeypatch: pytest.MonkeyPatch, cache: Path) -> ModuleType:
+    """The function, started where nothing of AWS answers."""
+    servers.credentials(monkeypatch, f"http://127.0.0.1:{servers.free_port()}")
+    names = ("bucket", "state_table", "slates_table", "policy_table", "control_table", "decisions_stream")
+    variables = {**{name.upper(): name for name in names}, "APP": "media", "PSEUDONYM_SECRET": "gone"}
+    return cold_start("recommend", monkeypatch, {**variables, "NARROWS_CACHE": str(cache)})
+
+
+def stop(module: ModuleType) -> None:
+    """End the function's threads."""
+    module.FRONT._refresher.stop()
+    module.FRONT._records.close()
+
+
+@pytest.fixture(scope="module")
+def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """One start for all wrong requests: a request is judged before anything is read for it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        module = alone(monkeypatch, tmp_path_factory.mktemp("cache"))
+        yield module
+        stop(module)
+
+
 @pytest.mark.parametrize(("body", "status", "field"), WRONG, ids=lambda value: str(value)[:40])
 def test_a_wrong_request_names_field_value_and_remedy(
-    deployed: Deployed, body: object, status: int, field: str
+    lonely: ModuleType, body: object, status: int, field: str
 ) -> None:
     """In the one error object of the API."""
-    answered, content = deployed.ask(body)
+    answered, content = call(lonely, http_event("POST", PATH, body))
     assert answered == status
     assert set(content) == {"error"}
     assert set(content["error"]) == {"type", "message", "field", "value", "remedy"}
@@ -280,11 +302,8 @@ def test_with_all_of_aws_dead_at_the_cold_start_it_answers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, app: App
 ) -> None:
     """200, soon, saying what is away; the rules decide whether unjudged items may be shown."""
-    servers.credentials(monkeypatch, f"http://127.0.0.1:{servers.free_port()}")
-    names = ("bucket", "state_table", "slates_table", "policy_table", "control_table", "decisions_stream")
-    variables = {**{name.upper(): name for name in names}, "APP": "media", "PSEUDONYM_SECRET": "gone"}
     started = time.perf_counter()
-    module = cold_start("recommend", monkeypatch, {**variables, "NARROWS_CACHE": str(tmp_path)})
+    module = alone(monkeypatch, tmp_path)
     assert time.perf_counter() - started < 8
     statuses, took = [], []
     for _ in range(5):
@@ -292,8 +311,7 @@ def test_with_all_of_aws_dead_at_the_cold_start_it_answers(
         status, answer = call(module, http_event("POST", PATH, body_of()))
         took.append(time.perf_counter() - begun)
         statuses.append(status)
-    module.FRONT._refresher.stop()
-    module.FRONT._records.close()
+    stop(module)
     assert statuses == [200] * 5
     assert answer["fallback"] in ("static", "none_eligible")
     assert answer["degraded"]["visitor"] == "StoreUnavailable"

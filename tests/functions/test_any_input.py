@@ -1,0 +1,79 @@
+"""Whatever JSON a client sends, it gets an answer or a refusal that names a field; nothing crashes."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lambdas.collect_events.contract import sent_events, shown
+from lambdas.recommend.contract import CONTEXT_FIELDS, FIELDS, asked
+from lambdas.update_policy.contract import CHANGE_FIELDS, sent_changes
+from narrows.adapters.memory import MemoryEventStream, MemoryObjects
+from narrows.collecting import collect
+from narrows.errors import InvalidInput
+from narrows.events import FIELDS as EVENT_FIELDS
+from narrows.settings import load_app
+from tests.functions.doorways import http_event
+
+NOW = 1_800_000_000.0
+APP = load_app(Path(__file__).resolve().parents[2] / "apps" / "media")
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def objects(names: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.dictionaries(st.sampled_from(names) | st.text(max_size=3), values, max_size=4)
+
+
+def posted(body: object) -> dict[str, Any]:
+    return http_event("POST", "/", json.dumps(body))
+
+
+@given(objects(FIELDS), objects(CONTEXT_FIELDS) | st.none())
+def test_any_request_is_read_or_refused(body: dict[str, Any], context: Any) -> None:
+    """A request for recommendations raises nothing but `InvalidInput`."""
+    content = {"user_id": "alice", **body} if context is None else {**body, "context": context}
+    try:
+        ask = asked(posted(content), "feed", app=APP, now=NOW)
+    except InvalidInput:
+        return
+    assert 1 <= ask.limit <= 100
+    assert ask.user_id or ask.session_id
+
+
+@given(st.lists(objects(EVENT_FIELDS) | values, max_size=4))
+def test_any_batch_gets_a_verdict_for_each_event(events: list[Any]) -> None:
+    """One for each event, in order, that JSON in ASCII can carry; no identifier is kept."""
+    stream, quarantine = MemoryEventStream(), MemoryObjects()
+    sent = sent_events(posted({"events": events}))
+    collected = collect(sent, types=APP.events, now=NOW, key=b"key", stream=stream, quarantine=quarantine)
+    answer = json.loads(json.dumps(shown(collected)))
+    assert [one["index"] for one in answer["verdicts"]] == list(range(len(events)))
+    assert answer["accepted"] == len(stream.events)
+    assert bool(answer["rejected"]) == bool(quarantine.files)
+
+
+@given(st.lists(objects(CHANGE_FIELDS) | values, max_size=3) | values)
+def test_any_change_is_read_or_refused(changes: Any) -> None:
+    """A policy change raises nothing but `InvalidInput`, by HTTP or directly."""
+    for event in (posted({"changes": changes}), {"changes": changes}):
+        with suppress(InvalidInput):
+            assert sent_changes(event)
+
+
+def test_half_a_surrogate_pair_is_refused_and_answered() -> None:
+    """It can be sent as JSON, so the answer must be able to show it."""
+    events = [{"event_type": "click", "user_id": "a", "event_id": "\ud800"}, {"\ud800": 1}]
+    collected = collect(
+        events, types=APP.events, now=NOW, key=b"key", stream=MemoryEventStream(), quarantine=MemoryObjects()
+    )
+    assert collected.accepted == 0
+    assert json.dumps(shown(collected)).encode()
