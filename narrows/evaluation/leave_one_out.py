@@ -1,0 +1,138 @@
+"""Leave-one-out: who is asked, with what history, and at which rank each source puts what came next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrows.evaluation.metrics import report
+from narrows.interactions import Interactions
+from narrows.retrieval import NO_ROWS, Query, Rows
+
+PROTOCOL = (
+    "leave-one-out: each user's events in order of time, the last one held out, everything before it fitted; "
+    "every item is ranked, what the user has seen is masked"
+)
+LENGTH = 100
+NEW_AT_MOST = 5
+ANONYMOUS_PREFIX = "s#"
+
+Retrieve = Callable[[Query], Rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Cases:
+    """Held-out events: positions int64[n] in `log`, one a user, with the reasons why others are not asked."""
+
+    log: Interactions
+    positions: NDArray[np.int64]
+    excluded: Mapping[str, int]
+    mask_seen: bool = True
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def target(self, case: int) -> int:
+        """The item that came next."""
+        return int(self.log.items[self.positions[case]])
+
+    def query(self, case: int) -> Query:
+        """What would have been known at that moment."""
+        at = int(self.positions[case])
+        begin = int(np.searchsorted(self.log.users, self.log.users[at]))
+        history = self.log.items[begin:at]
+        return Query(
+            history=history,
+            history_times=self.log.times[begin:at],
+            history_weights=self.log.weights[begin:at],
+            seeds=NO_ROWS,
+            now=float(self.log.times[at]),
+            surface="",
+            exclude=np.unique(history) if self.mask_seen else NO_ROWS,
+        )
+
+    def sample(self, most: int, generator: np.random.Generator) -> Cases:
+        """At most `most` of them, drawn without replacement, in order."""
+        if len(self) <= most:
+            return self
+        chosen = np.sort(generator.choice(len(self), most, replace=False))
+        return Cases(self.log, self.positions[chosen], self.excluded, self.mask_seen)
+
+    def segments(self) -> dict[str, NDArray[np.bool_]]:
+        """Which cases are of short histories ("new") and of visitors without an account ("anonymous")."""
+        starts = self.log.per_user()[:-1]
+        users = self.log.users[self.positions]
+        names = self.log.user_ids[users].astype(str)
+        new = self.positions - starts[users] <= NEW_AT_MOST
+        return {"new": new, "anonymous": np.char.startswith(names, ANONYMOUS_PREFIX)}
+
+
+def cases(log: Interactions, back: int = 0, *, mask_seen: bool = True) -> Cases:
+    """Each user's event `back` places before the last, where at least one event precedes it.
+
+    Under `mask_seen` users whose held-out item is already in their history are left out, and counted.
+    """
+    held = np.flatnonzero(log.places_from_end() == back)
+    starts = log.per_user()[:-1][log.users[held]]
+    enough = held > starts
+    active = len(np.unique(log.users))
+    held = held[enough]
+    seen = _seen_before(log)[held] if mask_seen else np.zeros(len(held), bool)
+    excluded = {"too_few_events": active - len(held), "already_seen": int(seen.sum())}
+    return Cases(log, held[~seen], excluded, mask_seen)
+
+
+def _seen_before(log: Interactions) -> NDArray[np.bool_]:
+    """Whether the user of each event met its item at an earlier event."""
+    keys = log.users.astype(np.int64) * max(log.item_count, 1) + log.items
+    _, first = np.unique(keys, return_index=True)
+    again = np.ones(len(log), bool)
+    again[first] = False
+    return again
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Where one source put each case's item (-1: nowhere), and the slates it gave."""
+
+    ranks: NDArray[np.int64]
+    slates: Sequence[Rows]
+
+
+def find(held: Cases, retrieve: Retrieve) -> Found:
+    """Ask for every case, once each."""
+    ranks, slates = np.full(len(held), -1, np.int64), []
+    for case in range(len(held)):
+        rows = retrieve(held.query(case))[:LENGTH]
+        at = np.flatnonzero(rows == held.target(case))
+        ranks[case] = at[0] if len(at) else -1
+        slates.append(rows)
+    return Found(ranks, slates)
+
+
+def reports(
+    held: Cases, found: Mapping[str, Found], generator: np.random.Generator
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metrics by source, segment -> users and metrics by source); segments without users are left out."""
+    count = held.log.item_count
+    overall = {name: report(one.ranks, one.slates, count, generator) for name, one in found.items()}
+    by_segment = {}
+    for segment, chosen in held.segments().items():
+        if chosen.any():
+            by_segment[segment] = {
+                "users": int(chosen.sum()),
+                "reports": {
+                    name: report(
+                        one.ranks[chosen],
+                        [one.slates[at] for at in np.flatnonzero(chosen).tolist()],
+                        count,
+                        generator,
+                    )
+                    for name, one in found.items()
+                },
+            }
+    return overall, by_segment

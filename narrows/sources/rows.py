@@ -1,0 +1,78 @@
+"""The step between a model's own item numbers and the rows of the snapshot that it is served beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrows.errors import BundleError
+from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Retrieved, Rows
+
+RowsOf = Callable[[Sequence[str]], Rows]
+NOTHING = Retrieved(NO_ROWS, NO_WEIGHTS)
+
+
+def known(rows: Rows, size: int) -> Rows:
+    """The rows that a table of `size` rows holds; later rows belong to items newer than the model."""
+    return rows[(rows >= 0) & (rows < size)]
+
+
+def best(scores: Floats, quota: int, exclude: Rows) -> Retrieved:
+    """The `quota` highest of a score for every row, best first, ties to the lower row; -inf is no answer."""
+    scores[known(exclude, len(scores))] = -np.inf
+    count = min(quota, len(scores))
+    if count <= 0:
+        return NOTHING
+    threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
+    found = np.flatnonzero((scores >= threshold) & (scores > -np.inf))
+    order = np.lexsort((found, -scores[found]))[:count]
+    rows = found[order].astype(np.int32)
+    return Retrieved(rows, scores[rows])
+
+
+def scatter(rows: Rows, values: NDArray[Any], size: int, missing: float) -> NDArray[Any]:
+    """A table of `size` rows with `values` at `rows` (-1 is skipped) and `missing` elsewhere."""
+    table = np.full((size, *values.shape[1:]), missing, values.dtype)
+    held = (rows >= 0) & (rows < size)
+    table[rows[held]] = values[held]
+    return table
+
+
+def look_up(table: NDArray[Any], rows: Rows, missing: float) -> NDArray[Any]:
+    """`table[rows]`, with `missing` for rows that the table does not hold."""
+    inside = (rows >= 0) & (rows < len(table))
+    values = np.full((len(rows), *table.shape[1:]), missing, table.dtype)
+    values[inside] = table[rows[inside]]
+    return values
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], params: object) -> None:
+    """Write arrays and the parameters dataclass beside them as one `.npz`; text is stored as fixed-width."""
+    values = asdict(params)  # type: ignore[call-overload]
+    named = {f"param_{name}": np.asarray(value) for name, value in values.items()}
+    with path.open("wb") as file:
+        np.savez(file, **arrays, **named)  # type: ignore[arg-type]
+
+
+def load_arrays(path: Path, needed: Sequence[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """(arrays, parameters) of a file that `save_arrays` wrote; BundleError names what cannot be read."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(
+            f"{path} cannot be read as a model file ({error}); train again or copy it again"
+        ) from error
+    absent = [name for name in needed if name not in held]
+    if absent:
+        raise BundleError(
+            f"{path} lacks {', '.join(absent)}; it was not written by this version: train again"
+        )
+    arrays = {name: value for name, value in held.items() if not name.startswith("param_")}
+    params = {name[6:]: value.item() for name, value in held.items() if name.startswith("param_")}
+    return arrays, params
