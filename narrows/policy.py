@@ -64,7 +64,7 @@ class SoldIn:
     def of(cls, snapshot: ItemSnapshot) -> SoldIn:
         """What the snapshot's `regions` column says; an item without a region there is sold everywhere."""
         codes = snapshot.columns.get("regions")
-        if codes is None:
+        if codes is None or not snapshot.size:
             return cls.everywhere(snapshot.size)
         codes = codes.reshape(snapshot.size, -1)
         free = (codes < 0).all(axis=1)

@@ -36,7 +36,7 @@ def diversify(ranked: Ranked, diversity: Diversity, limit: int) -> Diversified:
     """
     count = min(limit, len(ranked.rows))
     caps = {name: most for name, most in diversity.caps.items() if name in ranked.columns}
-    if diversity.method == "none" and not caps:
+    if count == 0 or (diversity.method == "none" and not caps):
         return Diversified(np.arange(count), 0)
     lambda_ = diversity.lambda_ if diversity.method == "mmr" else 1.0
     traits = _traits(ranked.columns) if lambda_ < 1.0 else np.zeros((len(ranked.rows), 0), np.float32)

@@ -87,6 +87,13 @@ def test_the_catalogue_limits_where_items_are_sold(tmp_path: Path) -> None:
     assert [shown_in(state, region) for region in ("DE", "FR", "", "Atlantis")] == ["ac", "abc", "ac", "ac"]
 
 
+def test_an_empty_catalogue_limits_nothing(tmp_path: Path) -> None:
+    """Before the first item there are no regions to respect."""
+    columns = {"regions": np.empty((0, 4), np.int32)}
+    write_base(tmp_path, [], columns, version="1", spare=1, vocabularies={"regions": ()})
+    assert PolicyState.over(open_base(tmp_path)).sold_in.regions == {}
+
+
 def shown_in(state: PolicyState, region: str) -> str:
     """Which of the first three items pass in a region."""
     rows = np.arange(3, dtype=np.int32)
