@@ -1,4 +1,4 @@
-"""What differs between stages, as data: `-c app=megashop -c stage=dev` chooses, other context keys override."""
+"""What differs between stages, as data: `-c app=megashop -c stage=dev` chooses, other keys override."""
 
 from __future__ import annotations
 
@@ -159,7 +159,9 @@ def _contradictions(stage: Stage) -> list[Problem]:
         if getattr(stage, name) not in choices
     ]
     if stage.authorization == "none" and stage.retain:
-        remedy = f"stage {stage.name} holds real visitors; choose iam, or jwt with jwt_issuer and jwt_audience"
+        remedy = (
+            f"stage {stage.name} holds real visitors; choose iam, or jwt with jwt_issuer and jwt_audience"
+        )
         problems.append(_problem("authorization", "none", remedy))
     if stage.authorization == "jwt" and not (stage.jwt_issuer and stage.jwt_audience):
         problems.append(_problem("authorization", "jwt", "also give jwt_issuer and jwt_audience"))

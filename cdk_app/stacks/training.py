@@ -1,0 +1,211 @@
+"""The nightly loop: training set, models, evaluation, and the pointer that promotes one."""
+
+from __future__ import annotations
+
+import aws_cdk as cdk
+from aws_cdk import aws_glue as glue
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_s3_assets as assets
+from aws_cdk import aws_scheduler as scheduler
+from aws_cdk import aws_scheduler_targets as targets
+from aws_cdk import aws_sqs as sqs
+from aws_cdk import aws_stepfunctions as sfn
+from constructs import Construct
+
+from cdk_app.blocks import Alarms, Function, SparkJob, acknowledge, allow, allow_objects, log_group
+from cdk_app.bundling import lambda_code, library_archive, source_archive
+from cdk_app.config import ROOT, Config
+from cdk_app.stacks.data import DataStack
+
+DEFINITION = ROOT / "stepfunctions" / "train_and_promote.asl.json"
+LOCAL_GLUE = "The local cloud's Glue runs jobs as processes of this machine and encrypts nothing."
+JOBS = "narrows-*"  # the prefix that the definition gives the training jobs' names
+
+
+class TrainingStack(cdk.Stack):
+    """Glue builds, SageMaker trains, Step Functions leads, one function promotes."""
+
+    def __init__(
+        self, scope: Construct, name: str, *, config: Config, data: DataStack, **settings: object
+    ) -> None:
+        super().__init__(scope, name, **settings)  # type: ignore[arg-type]  # names, environment: as cdk.Stack has them
+        self._config, self._stage, self._data = config, config.stage, data
+        self._source = assets.Asset(self, "Source", path=str(source_archive()))
+        self._app_config = assets.Asset(
+            self, "AppConfig", path=str(ROOT / "apps" / config.app.name / "app.toml")
+        )
+        self.build_training_set = self._build_training_set()
+        self.training_role = self._training_role()
+        self.promote_model = self._promote_model()
+        self.state_machine = self._state_machine()
+        self._schedule()
+        failed = self.state_machine.metric_failed()
+        Alarms(self._stage).on(self, "FailedAlarm", failed, 0, "Training failed; the live model stays")
+        cdk.CfnOutput(self, "StateMachineArn", value=self.state_machine.state_machine_arn)
+        cdk.CfnOutput(self, "BuildTrainingSetJob", value=self.build_training_set.job.job_name)
+        cdk.CfnOutput(self, "PromoteModelFunction", value=self.promote_model.function.function_name)
+
+    def _build_training_set(self) -> SparkJob:
+        job = SparkJob(
+            self,
+            "BuildTrainingSet",
+            stage=self._stage,
+            script=glue.Code.from_asset(str(ROOT / "glue_jobs" / "build_training_set.py")),
+            library=glue.Code.from_asset(str(library_archive())),
+            encryption=self._glue_encryption(),
+        )
+        data = self._data
+        allow_objects(job.role, data.bucket, data.key, read=["landing", "catalogue"], write=["training"])
+        job.role.add_to_policy(  # Spark's overwrite deletes first; the prefix is acknowledged above
+            iam.PolicyStatement(
+                actions=["s3:DeleteObject"], resources=[data.bucket.arn_for_objects("training/*")]
+            )
+        )
+        self._allow_asset(job.role, self._app_config)
+        return job
+
+    def _glue_encryption(self) -> glue.SecurityConfiguration | None:
+        """Everything that Glue writes under our key; the local cloud's Glue has no such thing."""
+        if self._stage.name == "local":
+            acknowledge(self, {"GL1": LOCAL_GLUE, "GL3": LOCAL_GLUE})
+            return None
+        key = self._data.key
+        return glue.SecurityConfiguration(
+            self,
+            "GlueEncryption",
+            s3_encryption=glue.S3Encryption.kms(key),
+            cloud_watch_encryption=glue.CloudWatchEncryption.kms(key),
+            job_bookmarks_encryption=glue.JobBookmarksEncryption.client_side_kms(key),
+        )
+
+    def _training_role(self) -> iam.Role:
+        """What the training jobs may do: read sets, models and code, write artifacts, log."""
+        role = iam.Role(self, "TrainingRole", assumed_by=iam.ServicePrincipal("sagemaker.amazonaws.com"))
+        data = self._data
+        allow_objects(
+            role, data.bucket, data.key, read=["training", "artifacts", "models"], write=["artifacts"]
+        )
+        allow(role, ["kms:CreateGrant", "kms:DescribeKey"], [data.key.key_arn])  # the volumes' encryption
+        self._allow_asset(role, self._source)
+        groups = self.format_arn(service="logs", resource="log-group:/aws/sagemaker/TrainingJobs*")
+        streams = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"]
+        allow(role, streams, [groups], because="SageMaker names the streams itself, in this group.")
+        in_sagemaker = {"StringEquals": {"cloudwatch:namespace": "/aws/sagemaker/TrainingJobs"}}
+        no_resource = "The action knows no resources; PutMetricData is held to SageMaker's namespace."
+        allow(role, ["cloudwatch:PutMetricData"], ["*"], conditions=in_sagemaker, because=no_resource)
+        allow(role, ["ecr:GetAuthorizationToken"], ["*"], because=no_resource)
+        image = self.format_arn(
+            service="ecr",
+            account=self._stage.training_image_account,
+            resource="repository",
+            resource_name=self._stage.training_image.partition(":")[0],
+        )
+        pull = ("BatchGetImage", "GetDownloadUrlForLayer", "BatchCheckLayerAvailability")
+        allow(role, [f"ecr:{action}" for action in pull], [image])
+        return role
+
+    def _promote_model(self) -> Function:
+        data = self._data
+        function = Function(
+            self,
+            "promote_model",
+            stage=self._stage,
+            code=lambda_code(self._stage),
+            environment={
+                "APP": self._config.app.name,
+                "BUCKET": data.bucket.bucket_name,
+                "CONTROL_TABLE": data.control.table_name,
+            },
+            timeout_s=300,
+            memory_mb=1024,
+            scratch_mb=4096,
+        )
+        data.control.allow(function.role, "GetItem", "PutItem", "UpdateItem")
+        reads, writes = ["artifacts", "models", "evaluation"], ["models", "snapshots", "evaluation"]
+        allow_objects(function.role, data.bucket, data.key, read=reads, write=writes)
+        return function
+
+    def _state_machine(self) -> sfn.StateMachine:
+        role = iam.Role(self, "TrainAndPromoteRole", assumed_by=iam.ServicePrincipal("states.amazonaws.com"))
+        self._allow_steps(role)
+        return sfn.StateMachine(
+            self,
+            "TrainAndPromote",
+            role=role,
+            definition_body=sfn.DefinitionBody.from_string(DEFINITION.read_text()),
+            definition_substitutions=self._substitutions(),
+            logs=sfn.LogOptions(
+                destination=log_group(self, "TrainAndPromoteLogs", self._stage),
+                level=sfn.LogLevel.ALL,
+                include_execution_data=True,
+            ),
+            tracing_enabled=True,
+            timeout=cdk.Duration.hours(20),
+        )
+
+    def _substitutions(self) -> dict[str, str]:
+        image, account = self._stage.training_image, self._stage.training_image_account
+        return {
+            "App": self._config.app.name,
+            "BucketName": self._data.bucket.bucket_name,
+            "ControlTable": self._data.control.table_name,
+            "KeyArn": self._data.key.key_arn,
+            "BuildTrainingSetJob": self.build_training_set.job.job_name,
+            "AppConfigUri": self._app_config.s3_object_url,
+            "SourceUri": self._source.s3_object_url,
+            "TrainingImage": f"{account}.dkr.ecr.{cdk.Aws.REGION}.{cdk.Aws.URL_SUFFIX}/{image}",
+            "TrainingInstance": self._stage.training_instance,
+            "TrainingRoleArn": self.training_role.role_arn,
+            "PromoteModelFunction": self.promote_model.function.function_arn,
+        }
+
+    def _allow_steps(self, role: iam.Role) -> None:
+        """What each state of the definition does, on what it does it, and nothing else."""
+        self._data.control.allow(role, "GetItem")
+        job = self.format_arn(
+            service="glue", resource="job", resource_name=self.build_training_set.job.job_name
+        )
+        runs = ["glue:StartJobRun", "glue:GetJobRun", "glue:GetJobRuns", "glue:BatchStopJobRun"]
+        allow(role, runs, [job])
+        trainings = self.format_arn(service="sagemaker", resource="training-job", resource_name=JOBS)
+        verbs = ("CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob", "AddTags")
+        named = "Every run names its jobs; all of them start with this prefix."
+        allow(role, [f"sagemaker:{verb}" for verb in verbs], [trainings], because=named)
+        to_sagemaker = {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+        allow(role, ["iam:PassRole"], [self.training_role.role_arn], conditions=to_sagemaker)
+        rule = self.format_arn(
+            service="events",
+            resource="rule",
+            resource_name="StepFunctionsGetEventsForSageMakerTrainingJobsRule",
+        )
+        allow(role, ["events:PutTargets", "events:PutRule", "events:DescribeRule"], [rule])
+        allow(role, ["lambda:InvokeFunction"], [self.promote_model.function.function_arn])
+        tracing = "Log delivery and tracing know no resources; CDK grants them to every state machine."
+        acknowledge(role, {"IAM5[Resource::*]": tracing})
+
+    def _allow_asset(self, role: iam.Role, asset: assets.Asset) -> None:
+        """Read one file of CDK's bucket, where `grant_read` would give the whole bucket."""
+        bucket = f"arn:{self.partition}:s3:::{asset.s3_bucket_name}"
+        allow(role, ["s3:GetObject"], [f"{bucket}/{asset.s3_object_key}"])
+
+    def _schedule(self) -> None:
+        """Nightly; the scheduler's own id names the run, since two runs must never share a name."""
+        run = scheduler.ScheduleTargetInput.from_object({"run": "nightly-<aws.scheduler.execution-id>"})
+        failures = sqs.Queue(
+            self, "ScheduleFailures", encryption=sqs.QueueEncryption.SQS_MANAGED, enforce_ssl=True
+        )
+        acknowledge(failures, {"SQS3": "It is itself the queue for starts that failed."})
+        scheduler.Schedule(
+            self,
+            "Nightly",
+            schedule=scheduler.ScheduleExpression.cron(hour="3", minute="0"),
+            target=targets.StepFunctionsStartExecution(
+                self.state_machine,
+                input=run,
+                retry_attempts=3,
+                max_event_age=cdk.Duration.hours(2),
+                dead_letter_queue=failures,
+            ),
+            enabled=self._stage.schedule_training,
+            description="Train and promote every night",
+        )
