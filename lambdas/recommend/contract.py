@@ -9,6 +9,7 @@ from typing import Any
 from lambdas.http import json_object, refuse_unknown
 from narrows.errors import InvalidInput, UnknownSurface
 from narrows.events import checked_text, nearest, parse_moment
+from narrows.item_details import Details
 from narrows.pipeline import Recommendation
 from narrows.settings import LARGEST_LIMIT, App
 
@@ -55,8 +56,8 @@ def asked(event: Mapping[str, Any], surface: str, *, app: App, now: float) -> As
     )
 
 
-def shown(recommendation: Recommendation, *, explain: bool) -> dict[str, Any]:
-    """The answer; with `explain` also how it came about."""
+def shown(recommendation: Recommendation, items: Mapping[str, Details] | None) -> dict[str, Any]:
+    """The answer; with what is known of its `items` also how it came about."""
     record = recommendation.record
     content: dict[str, Any] = {
         "recommendations": [
@@ -77,10 +78,10 @@ def shown(recommendation: Recommendation, *, explain: bool) -> dict[str, Any]:
         "policy_version": recommendation.policy_version,
         "missing_ids": list(recommendation.missing_ids),
     }
-    return {**content, "trace": _trace(recommendation)} if explain else content
+    return content if items is None else {**content, "trace": _trace(recommendation, items)}
 
 
-def _trace(recommendation: Recommendation) -> dict[str, Any]:
+def _trace(recommendation: Recommendation, items: Mapping[str, Details]) -> dict[str, Any]:
     record = recommendation.record
     ranks = {one.item_id: dict(one.sources) for one in record.considered}
     return {
@@ -91,6 +92,7 @@ def _trace(recommendation: Recommendation) -> dict[str, Any]:
             item.item_id: {"source": item.source, "ranks": ranks.get(item.item_id, {})}
             for item in recommendation.slate
         },
+        "items": dict(items),
         "counts": dict(record.counts),
         "gate": dict(record.gate),
         "visitor_features": dict(record.visitor_features),

@@ -30,7 +30,7 @@ def recommendations(surface: str) -> Response[str]:
     now = time.time()
     ask = asked(HTTP.current_event.raw_event, surface, app=APP, now=now)
     recommendation = FRONT.recommend(ask, now=now, recommendation_id=uuid.uuid4().hex)
-    return answer(shown(recommendation, explain=ask.explain))
+    return answer(shown(recommendation, FRONT.items(recommendation) if ask.explain else None))
 
 
 @HTTP.get("/api/health")

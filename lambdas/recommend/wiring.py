@@ -29,6 +29,7 @@ from narrows.adapters.visitors import StoredVisitors
 from narrows.control import model_pointer, snapshot_pointer
 from narrows.errors import StoreUnavailable
 from narrows.events import pseudonym, session_key, user_key
+from narrows.item_details import Details, item_details
 from narrows.pipeline import VISITOR_SHARE, Recommendation, Request, Stages, recommend
 from narrows.settings import App
 
@@ -96,6 +97,12 @@ class Front:
         self._rungs[answer.fallback] += 1
         self._records.append(answer.record)
         return answer
+
+    def items(self, recommendation: Recommendation) -> dict[str, Details]:
+        """What is known of the items that were shown, and of those that the visitor came from."""
+        ids = [item.item_id for item in recommendation.slate]
+        ids += [item_id for item_id, _ in recommendation.record.history]
+        return item_details(self._refresher.stages.snapshot, ids)
 
     def health(self, *, now: float) -> dict[str, Any]:
         """What this process serves with; it serves in any case."""
