@@ -201,7 +201,7 @@ const nameOf = (id) => state.titles.get(id) ?? id;
 
 function show(asked, answer, before) {
   Object.assign(state, { asked, answer });
-  for (const item of answer.recommendations) if (item.title) state.titles.set(itemId(item), item.title);
+  for (const [id, { title }] of Object.entries(answer.trace?.items ?? {})) if (title) state.titles.set(id, title);
   $("error").hidden = true;
   clearInvalid();
   showSlate(answer, before);
