@@ -33,9 +33,11 @@ class Settings:
 
 SETTINGS = environment(Settings, os.environ)
 APP = load_app(Path(__file__).resolve().parents[2] / "apps" / SETTINGS.app)
-STREAM = KinesisEventStream(client("kinesis", read_timeout_s=2, connect_timeout_s=1), SETTINGS.events_stream)
-QUARANTINE = S3Objects(client("s3", read_timeout_s=3, connect_timeout_s=1), SETTINGS.bucket)
-SECRETS = client("secretsmanager", read_timeout_s=2, connect_timeout_s=1)
+STREAM = KinesisEventStream(
+    client("kinesis", read_timeout_s=1.5, connect_timeout_s=0.5), SETTINGS.events_stream
+)
+QUARANTINE = S3Objects(client("s3", read_timeout_s=1.5, connect_timeout_s=0.5), SETTINGS.bucket)
+SECRETS = client("secretsmanager", read_timeout_s=1, connect_timeout_s=0.5)
 KEY = SecretKey(SECRETS, SETTINGS.pseudonym_secret, clock=time.monotonic)
 LOGGER = Logger(service="collect_events")
 HTTP = doorway(LOGGER)

@@ -216,6 +216,7 @@ def _flushed(settings: Settings, records: DecisionStream, logger: Logger) -> Cal
         else:
             return extension.invocation_finished
     records.start()
+    atexit.register(records.close)
     return lambda: None
 
 

@@ -19,7 +19,7 @@ from narrows.events import Event, to_record
 RECORDS_A_CALL = 500
 BYTES_A_CALL = 4_500_000
 BYTES_A_RECORD = 1_000_000
-ATTEMPTS = 4
+ATTEMPTS = 3
 
 Entry = tuple[bytes, str]
 Sleep = Callable[[float], None]
