@@ -12,11 +12,13 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import boto3
@@ -30,6 +32,7 @@ LOG = logging.getLogger("localcloud.http")
 BODY_BYTES = 10 * 1024 * 1024
 UNREAD_BYTES = 64 * 1024 * 1024
 BODY_S = 15.0
+TURN_S, TURN_AT_MOST_S = 0.001, 0.005
 STATIC_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -156,11 +159,45 @@ def read_front(endpoint: str, console: Path | None, body_s: float = BODY_S) -> F
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that says when it takes requests."""
+    """A uvicorn server that shares its listening socket fairly with others, and says when it takes requests.
+
+    The event loops accept all that waits, so one process could end up with every connection while another
+    idles. This one waits a moment for each connection that it has before it takes the next.
+    """
+
+    def __init__(self, config: uvicorn.Config, listening: socket.socket) -> None:
+        super().__init__(config)
+        listening.setblocking(False)
+        self._listening = listening
+        self._accepting: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup(sockets or [])
+        self._accepting = asyncio.create_task(self._accept())
         report_ready(pid=os.getpid())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._accepting:
+            self._accepting.cancel()
+        self._listening.close()
+        await super().shutdown(sockets)
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await _readable(loop, self._listening)
+            await asyncio.sleep(min(len(self.server_state.connections) * TURN_S, TURN_AT_MOST_S))
+            try:
+                accepted, _ = self._listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            accepted.setblocking(False)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.connect_accepted_socket(self._protocol, accepted)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
 def serve(front: Front, listening: socket.socket) -> None:
@@ -177,7 +214,8 @@ def serve(front: Front, listening: socket.socket) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=3,
     )
-    Server(config).run([listening])
+    signal.signal(signal.SIGTERM, _leave)  # uvicorn hands its signal on when it is done
+    Server(config, listening).run([])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -192,6 +230,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     enter([], asked.endpoint)
     front = read_front(asked.endpoint, asked.console, asked.body_seconds)
     serve(front, socket.socket(fileno=asked.fd))
+
+
+async def _readable(loop: asyncio.AbstractEventLoop, listening: socket.socket) -> None:
+    """Wait until a connection waits to be accepted."""
+    waiting: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not waiting.done():
+            waiting.set_result(None)
+
+    loop.add_reader(listening, wake)
+    try:
+        await waiting
+    finally:
+        loop.remove_reader(listening)
+
+
+def _leave(_signum: int, _frame: FrameType | None) -> None:
+    """End as a program ends, so that what handlers still hold is flushed at exit."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def _announced(scope: Scope) -> int:
