@@ -136,3 +136,30 @@ def test_a_damaged_model_does_not_replace_a_good_one(trained: Trained) -> None:
     assert "v2" in problems
     assert health["model_version"] == "v1"
     assert trained.ask({"user_id": "alice"}, HOMEPAGE)[1]["fallback"] == "full"
+
+
+def test_a_store_that_dies_under_way_costs_a_rung_and_no_time(trained: Trained) -> None:
+    """The visitor's state is gone, the segment's slate answers, and after three failures nobody asks."""
+    assert trained.ask({"user_id": "alice"}, HOMEPAGE)[1]["fallback"] == "full"
+    for kind in ("state", "slates"):
+        trained.dynamodb.delete_table(TableName=trained.tables[kind])
+    reasons = []
+    for _ in range(5):
+        started = time.perf_counter()
+        status, answer = trained.ask({"user_id": "alice"}, HOMEPAGE)
+        took_s = time.perf_counter() - started
+        reasons.append(answer["degraded"]["visitor"])
+        assert (status, answer["fallback"]) == (200, "segment")
+        assert answer["recommendations"]
+    assert reasons[0] == "StoreUnavailable"
+    assert reasons[-1] == "circuit_open"
+    assert took_s < 0.1
+
+
+def test_a_dead_stream_loses_records_and_says_how_many(trained: Trained) -> None:
+    """The request is answered as ever."""
+    trained.kinesis.delete_stream(StreamName=trained.decisions)
+    assert trained.ask({"user_id": "alice"}, HOMEPAGE)[0] == 200
+    trained.module.FRONT._records.flush()
+    health = call(trained.module, http_event("GET", "/api/health"))[1]
+    assert sum(health["decisions"]["lost"].values()) == 1
