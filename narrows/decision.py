@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from narrows.errors import InvalidInput
@@ -75,7 +75,12 @@ class DecisionRecord:
 
     def to_json(self) -> str:
         """One compact line; ValueError for a float that is not finite, which a record never holds."""
-        return json.dumps(asdict(self), separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+        content = {
+            **vars(self),
+            "considered": [vars(one) for one in self.considered],
+            "slate": [vars(one) for one in self.slate],
+        }
+        return json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False, default=dict)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> DecisionRecord:
