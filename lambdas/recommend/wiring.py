@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import random
 import shutil
 import tempfile
@@ -175,6 +176,7 @@ def _warm_up(front: Front, visitors: StoredVisitors, app: App) -> None:
     stranger = Ask(next(iter(app.surfaces)), 1, user_id="-", session_id="-")
     (user, session), _ = front.keys(stranger)
     visitors.read(user, session, stranger.surface, now=time.time(), timeout_s=WARM_UP_S)
+    gc.freeze()  # what the start made stays; no collection during a request looks through it again
 
 
 def _refresher(settings: Settings, app: App, stages: Stages) -> Refresher:

@@ -8,8 +8,11 @@ from concurrent.futures import Executor, Future, wait
 from typing import Any
 
 from narrows.errors import NarrowsError
-from narrows.features.state import StateStore, VisitorState
+from narrows.features.state import StateStore, UnreadableState, VisitorState
 from narrows.visitor import SlateStore, Visitor
+
+UNREADABLE = UnreadableState.__name__
+"""A failure of one visitor's bytes, not of the store that gave them."""
 
 
 class Breaker:
@@ -18,7 +21,7 @@ class Breaker:
     `clock` is in seconds.
     """
 
-    def __init__(self, *, clock: Callable[[], float], failures: int = 3, pause_s: float = 5.0) -> None:
+    def __init__(self, *, clock: Callable[[], float], failures: int = 5, pause_s: float = 3.0) -> None:
         self._clock = clock
         self._limit = failures
         self._pause_s = pause_s
@@ -111,7 +114,7 @@ class StoredVisitors:
             (self._slate_breaker, ("slates",)),
         ):
             asked = [name for name in names if name in futures]
-            if asked and any(name in failures for name in asked):
+            if any(failures.get(name, UNREADABLE) != UNREADABLE for name in asked):
                 breaker.failed()
             elif asked:
                 breaker.succeeded()

@@ -139,12 +139,12 @@ def test_a_damaged_model_does_not_replace_a_good_one(trained: Trained) -> None:
 
 
 def test_a_store_that_dies_under_way_costs_a_rung_and_no_time(trained: Trained) -> None:
-    """The visitor's state is gone, the segment's slate answers, and after three failures nobody asks."""
+    """The visitor's state is gone, the segment's slate answers, and after five failures nobody asks."""
     assert trained.ask({"user_id": "alice"}, HOMEPAGE)[1]["fallback"] == "full"
     for kind in ("state", "slates"):
         trained.dynamodb.delete_table(TableName=trained.tables[kind])
     reasons = []
-    for _ in range(5):
+    for _ in range(7):
         started = time.perf_counter()
         status, answer = trained.ask({"user_id": "alice"}, HOMEPAGE)
         took_s = time.perf_counter() - started

@@ -100,19 +100,30 @@ def test_a_late_store_is_named_and_not_waited_for(executor: ThreadPoolExecutor, 
 
 
 def test_a_dead_store_is_asked_no_more_and_found_again(executor: ThreadPoolExecutor, states: States) -> None:
-    """After three failures nobody asks; after five seconds one request probes, and then all do again."""
+    """After five failures nobody asks; after three seconds one request probes, and then all do again."""
     clock = Clock()
     visitors = StoredVisitors(states, MemorySlateStore(), executor=executor, clock=clock)
     states.refuses = True
-    for _ in range(3):
+    for _ in range(5):
         assert read(visitors).failures == {"user": "StoreUnavailable", "session": "StoreUnavailable"}
     asked = states.asked
     assert read(visitors).failures == {"user": "circuit_open", "session": "circuit_open"}
     assert states.asked == asked
     states.refuses = False
-    clock.now = 5.1
+    clock.now = 3.1
     assert read(visitors).failures == {}
     assert read(visitors).failures == {}
+
+
+def test_one_visitors_damaged_bytes_do_not_close_the_store(
+    executor: ThreadPoolExecutor, states: States
+) -> None:
+    """The failure is that visitor's alone, however often it comes."""
+    states._rows["u#a"] = (1, b"damaged", NOW + 1e9)
+    visitors = StoredVisitors(states, MemorySlateStore(), executor=executor, clock=Clock())
+    for _ in range(7):
+        assert read(visitors).failures == {"user": "UnreadableState"}
+    assert visitors.read("s#1", None, "feed", now=NOW, timeout_s=2).failures == {}
 
 
 def test_only_one_request_probes_in_a_pause() -> None:
