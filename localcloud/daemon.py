@@ -27,11 +27,12 @@ from typing import Any, TextIO
 
 import boto3
 
-from localcloud.functions import REGION, enter, environment
+from localcloud.functions import REGION, Function, enter, environment
 from localcloud.mappings import stream_mappings
 from localcloud.processes import (
     end,
     is_running,
+    log_to_stderr,
     ready_line,
     signal_group,
     spawn,
@@ -167,7 +168,8 @@ class Daemon:
 
     def _start_functions(self, endpoint: str, listening: socket.socket) -> None:
         client = boto3.client("lambda", endpoint_url=endpoint, region_name=REGION)
-        names = sorted({mapping.function_arn.split(":")[6] for mapping in stream_mappings(client)})
+        names = {mapping.function_arn.split(":")[6] for mapping in stream_mappings(client)}
+        followers = sorted((Function.read(client, name) for name in names), key=lambda each: each.label)
         descriptor = listening.fileno()
         os.set_inheritable(descriptor, True)
         serve = ["--fd", str(descriptor), "--endpoint", endpoint, "--console", str(CONSOLE)]
@@ -177,7 +179,8 @@ class Daemon:
         ]
         follow = ["--endpoint", endpoint, "--home", str(self.home)]
         parts += [
-            Part(f"stream-{name}", "localcloud.streams", ["--function", name, *follow]) for name in names
+            Part(f"stream-{each.label}", "localcloud.streams", ["--function", each.name, *follow])
+            for each in followers
         ]
         for part in parts:
             self._launch(part, self._environment(endpoint))
@@ -395,7 +398,7 @@ def main() -> None:
     parser.add_argument("--deploy", required=True, help="the module that deploys")
     asked = parser.parse_args()
     modules = Modules(asked.aws, asked.deploy)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     daemon = Daemon(
         asked.home, asked.app, asked.workers, asked.port, asked.detached, modules=modules, say=sys.stdout
     )

@@ -57,6 +57,12 @@ class Function:
     version: str = "$LATEST"
     role: str = ""
 
+    @property
+    def label(self) -> str:
+        """The folder of its handler, "update_features", where it has one: deployed names are generated."""
+        parts = self.handler.replace("/", ".").split(".")
+        return parts[-3] if len(parts) > 2 else self.name
+
     @classmethod
     def read(cls, client: Any, name: str) -> Function:
         """The configuration of the function `name` (or its ARN), from a boto3 Lambda client."""

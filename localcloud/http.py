@@ -26,7 +26,7 @@ import uvicorn
 
 from localcloud.functions import REGION, Function, Handler, enter, invoke, load
 from localcloud.gateway import Answer, Api, answer_of, event_of, message
-from localcloud.processes import report_ready
+from localcloud.processes import log_to_stderr, report_ready
 
 LOG = logging.getLogger("localcloud.http")
 BODY_BYTES = 10 * 1024 * 1024
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--console", type=Path)
     parser.add_argument("--body-seconds", type=float, default=BODY_S)
     asked = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     enter([], asked.endpoint)
     front = read_front(asked.endpoint, asked.console, asked.body_seconds)
     serve(front, socket.socket(fileno=asked.fd))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import runpy
 import signal
@@ -95,6 +96,13 @@ def started_at(pid: int) -> str:
 def is_running(pid: int, started: str) -> bool:
     """Whether `pid` is still the process that started then."""
     return bool(started) and started_at(pid) == started
+
+
+def log_to_stderr() -> None:
+    """Send warnings of everybody and what our own modules tell to standard error, which is the log."""
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=form)
+    logging.getLogger("localcloud").setLevel(logging.INFO)
 
 
 def report_ready(**facts: Any) -> None:

@@ -13,7 +13,6 @@ import argparse
 import json
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from localcloud.functions import REGION, Function, Outcome, enter, invoke, load
 from localcloud.mappings import NO_LIMIT, Destination, EventSourceMapping, failure_report, stream_mappings
-from localcloud.processes import report_ready, write_json
+from localcloud.processes import log_to_stderr, report_ready, write_json
 from localcloud.shards import BATCH_BYTES, Batch, Checkpoints, Shard, done_before_failure
 from localcloud.sources import (
     OLDEST,
@@ -317,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--endpoint", required=True)
     parser.add_argument("--home", type=Path, required=True)
     asked = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     stop = threading.Event()
 
     def stopped(_signum: int, _frame: FrameType | None) -> None:
@@ -332,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     mappings = tuple(stream_mappings(client, function.name))
     runners = tuple(runners_of(function, mappings, endpoint=asked.endpoint, home=asked.home))
     report_ready(function=function.name, mappings=len(mappings))
-    run(runners, stop, asked.home / "run" / "streams" / f"{function.name}.json")
+    run(runners, stop, asked.home / "run" / "streams" / f"{function.label}.json")
 
 
 if __name__ == "__main__":

@@ -471,7 +471,7 @@ def test_a_record_has_lambdas_shape(aws: Aws, tmp_path: Path) -> None:
     aws.mapping("shape", arn)
     put(aws, "shape", [{"n": 1}])
     process = StreamProcess(aws, "shape", tmp_path, HERE)
-    [event] = wait_for(lambda: seen_by(tmp_path / "seen"), 10, "the event")
+    [event] = wait_for(lambda: seen_by(tmp_path / "seen"), 30, "the event")
     process.stop()
     [record] = event["Records"]
     sequence = record["kinesis"].pop("sequenceNumber")
@@ -512,8 +512,8 @@ def test_poison_ends_in_the_on_failure_queue_and_the_rest_is_handled(aws: Aws, t
     put(aws, "poison", payloads)
     process = StreamProcess(aws, "poison", tmp_path, HERE)
     sqs = aws.client("sqs")
-    [message] = wait_for(lambda: sqs.receive_message(QueueUrl=queue_url).get("Messages"), 20, "the report")
-    wait_for(lambda: len(seen_by(tmp_path / "seen")) >= 199, 10, "the other records")
+    [message] = wait_for(lambda: sqs.receive_message(QueueUrl=queue_url).get("Messages"), 30, "the report")
+    wait_for(lambda: len(seen_by(tmp_path / "seen")) >= 199, 30, "the other records")
     status = tmp_path / "run" / "streams" / "poison.json"
     wait_for(
         lambda: status.exists() and json.loads(status.read_text())[arn]["discarded"] == 1, 5, "the count"
@@ -538,12 +538,12 @@ def test_a_split_of_a_live_stream_is_followed(aws: Aws, tmp_path: Path) -> None:
     aws.mapping("split", arn)
     put(aws, "split", [{"n": n, "key": n} for n in range(50)])
     process = StreamProcess(aws, "split", tmp_path, HERE)
-    wait_for(lambda: len(seen_by(tmp_path / "seen")) == 50, 10, "the parent's records")
+    wait_for(lambda: len(seen_by(tmp_path / "seen")) == 50, 30, "the parent's records")
     middle = str(2**127)
     split = {"ShardToSplit": "shardId-000000000000", "NewStartingHashKey": middle}
     aws.client("kinesis").split_shard(StreamName="split", **split)
     put(aws, "split", [{"n": n, "key": n} for n in range(50, 100)])
-    wait_for(lambda: len(seen_by(tmp_path / "seen")) == 100, 10, "the children's records")
+    wait_for(lambda: len(seen_by(tmp_path / "seen")) == 100, 30, "the children's records")
     process.stop()
     shards = {event_id.split(":")[0] for _, event_id, _ in seen_by(tmp_path / "seen")}
     assert len(shards) == 3
@@ -564,7 +564,7 @@ def test_a_table_stream_drives_a_handler(aws: Aws, tmp_path: Path) -> None:
     item = {"pk": {"S": "a"}, "b": {"B": b"\x00\xff"}, "n": {"N": "1"}}
     process = StreamProcess(aws, "changes", tmp_path, HERE)
     aws.client("dynamodb").put_item(TableName="changes", Item=item)
-    [event] = wait_for(lambda: seen_by(tmp_path / "seen"), 10, "the change")
+    [event] = wait_for(lambda: seen_by(tmp_path / "seen"), 30, "the change")
     process.stop()
     [record] = event["Records"]
     assert record["eventName"] == "INSERT"

@@ -89,7 +89,7 @@ def test_up_serves_from_two_workers_and_streams_and_down_leaves_nothing(home: Pa
     with urlopen(addresses["page"], timeout=10) as page:
         assert page.headers["content-type"] == "text/html; charset=utf-8"
     put(addresses, {"n": 1})
-    assert wait_for(lambda: seen(home), 10, "the record") == [{"n": 1}]
+    assert wait_for(lambda: seen(home), 30, "the record") == [{"n": 1}]
     status = supervisor.status(home)
     assert status["running"] is True
     assert status["app"] == "megashop"
@@ -110,14 +110,14 @@ def test_a_part_that_dies_is_started_again_and_counted(home: Path) -> None:
     """After kill -9 of a worker and of the stream process both come back and go on where they were."""
     addresses = supervisor.up(home, "megashop", detach=True, workers=1, modules=FAKE)
     put(addresses, {"n": 1})
-    wait_for(lambda: seen(home) == [{"n": 1}], 10, "the first record")
+    wait_for(lambda: seen(home) == [{"n": 1}], 30, "the first record")
     for name in ("api-1", "stream-follow"):
         os.kill(part(home, name)["pid"], signal.SIGKILL)
-    wait_for(lambda: part(home, "stream-follow")["restarts"] == 1, 10, "the stream process")
-    wait_for(lambda: part(home, "api-1")["restarts"] == 1, 10, "the worker")
+    wait_for(lambda: part(home, "stream-follow")["restarts"] == 1, 30, "the stream process")
+    wait_for(lambda: part(home, "api-1")["restarts"] == 1, 30, "the worker")
     put(addresses, {"n": 2})
     assert get(f"{addresses['api']}/api/echo/x")["event"]["version"] == "2.0"
-    wait_for(lambda: len(seen(home)) == 2, 10, "the second record")
+    wait_for(lambda: len(seen(home)) == 2, 30, "the second record")
     assert seen(home) == [{"n": 1}, {"n": 2}]
 
 
@@ -125,7 +125,7 @@ def test_nothing_outlives_a_supervisor_killed_without_a_word(home: Path) -> None
     """After kill -9 of the supervisor every other process ends by itself, and `down` removes the rest."""
     supervisor.up(home, "megashop", detach=True, workers=1, modules=FAKE)
     kill_supervisor(home)
-    wait_for(lambda: processes_of(home) == [], 10, "the end of all processes")
+    wait_for(lambda: processes_of(home) == [], 30, "the end of all processes")
     assert supervisor.status(home)["running"] is False
     supervisor.down(home)
     assert not (home / "tmp").exists()
@@ -163,7 +163,7 @@ def test_the_end_of_aws_is_the_end_of_all(home: Path) -> None:
     """What AWS held was in memory: nothing pretends to go on without it, and status says why it ended."""
     supervisor.up(home, "megashop", detach=True, workers=1, modules=FAKE)
     os.kill(part(home, "aws")["pid"], signal.SIGKILL)
-    wait_for(lambda: processes_of(home) == [], 15, "the end of all processes")
+    wait_for(lambda: processes_of(home) == [], 30, "the end of all processes")
     status = supervisor.status(home)
     assert status["running"] is False
     assert "the local AWS died" in status["failure"]
@@ -190,7 +190,7 @@ def test_in_the_foreground_it_ends_with_its_command(home: Path, number: signal.S
         assert command.stdout
         assert command.stdout.readline() == b"up\n"
         command.send_signal(number)
-    wait_for(lambda: processes_of(home) == [], 10, "the end of all processes")
+    wait_for(lambda: processes_of(home) == [], 30, "the end of all processes")
     assert not (home / "tmp").exists()
     assert not (home / "run" / "state.json").exists()
 
