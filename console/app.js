@@ -2,8 +2,8 @@
 
 import { ApiError, health, recommend, sendEvents, vocabulary } from "./api.js";
 import {
-  RUNGS, ago, changed, compareSlates, describeChange, hue, inHistory, itemId, milliseconds, rungTitle, rungWords,
-  sourceNames, stagesInOrder,
+  RUNGS, ago, changed, compareSlates, describeChange, foldHistory, hue, inHistory, itemId, milliseconds, rungTitle,
+  rungWords, sourceNames, stagesInOrder, whyUnmoved,
 } from "./slate.js";
 
 const DEMO_USERS = ["user-00001", "user-00042", "user-00100"];
@@ -185,7 +185,7 @@ function reaction(item, before, answer, seconds) {
   const name = nameOf(itemId(item));
   return changed(change)
     ? `The slate reacted to ${name} after ${seconds} s: ${describeChange(change)}.`
-    : `${name} is in the history after ${seconds} s; the slate stayed as it was.`;
+    : `${name} is in the history after ${seconds} s; the slate stayed as it was${whyUnmoved(answer.fallback)}.`;
 }
 
 // ---------------------------------------------------------------- drawing
@@ -234,7 +234,7 @@ function card(item, change, trace) {
     make("span", { class: "title" }, item.title ?? id),
     line("about", [category(item), item.brand, price(item)]),
     make("span", { class: "reason" }, item.reason ?? ""),
-    line("made", [make("span", { class: "mono" }, id), `score ${score(item.score)}`, sourcesOf(id, trace)]),
+    line("made", [item.title && make("span", { class: "mono" }, id), score(item), sourcesOf(id, trace)]),
   );
   button.addEventListener("click", () => click(item));
   const entry = make("li", { class: "card", "data-item-id": id }, button);
@@ -247,7 +247,7 @@ function line(name, parts) {
   return make("span", { class: name }, ...shown);
 }
 
-const score = (value) => (typeof value === "number" ? value.toFixed(3) : "not given");
+const score = (item) => (typeof item.score === "number" ? `score ${item.score.toFixed(3)}` : null);
 
 function changeMark(id, change) {
   const mark = make("span", { class: "change" });
@@ -301,11 +301,11 @@ function showStages({ trace, round_trip_ms }) {
 
 function showHistory(events) {
   const now = Date.now() / 1000;
-  const latest = [...events].sort((a, b) => b.time - a.time).slice(0, 30);
+  const latest = foldHistory(events).slice(0, 30);
   $("history-empty").hidden = latest.length > 0;
   $("history").replaceChildren(...latest.map((event) => make("li", {},
     make("span", { class: "what" }, nameOf(event.item_id)),
-    make("span", { class: "event" }, event.event_type ?? ""),
+    make("span", { class: "event" }, event.what),
     make("time", { datetime: new Date(event.time * 1000).toISOString() }, ago(now - event.time)))));
 }
 

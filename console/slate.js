@@ -15,6 +15,11 @@ export const rungTitle = (name) => RUNGS.find(([rung]) => rung === name)?.[1] ??
 export const rungWords = (name) =>
   RUNGS.find(([rung]) => rung === name)?.[2] ?? `The API names a rung this page does not know: ${name}.`;
 
+const LISTS = ["last_slate", "segment", "static", "none_eligible"];
+
+/** Why a click may leave the slate as it was: nothing to say where the rung looks at the history. */
+export const whyUnmoved = (rung) => (LISTS.includes(rung) ? ", because this rung does not look at the history" : "");
+
 export const itemId = (item) => item.item_id ?? item.product_id;
 
 /** How the second slate differs from the first: ids in slate order, and where each moved from. */
@@ -60,6 +65,21 @@ export function stagesInOrder(stages) {
 export function sourceNames({ source, ranks = {} } = {}) {
   const others = Object.entries(ranks).sort(([, a], [, b]) => a - b).map(([name]) => name);
   return [...new Set([source, ...others].filter(Boolean))];
+}
+
+/** The events newest first; those of one item within two seconds are one entry, with their types or their number. */
+export function foldHistory(events) {
+  const folded = [];
+  for (const { item_id, event_type, time } of [...events].sort((a, b) => b.time - a.time)) {
+    const last = folded.at(-1);
+    if (last?.item_id === item_id && last.time - time < 2) last.types.push(event_type);
+    else folded.push({ item_id, time, types: [event_type] });
+  }
+  return folded.map(({ types, ...entry }) => {
+    const named = [...new Set(types.filter(Boolean))].reverse();
+    const what = named.length ? named.join(", ") : types.length > 1 ? `${types.length} events` : "";
+    return { ...entry, what };
+  });
 }
 
 export function ago(seconds) {
