@@ -17,16 +17,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from narrows.encoding import Array, Values, encoded, missing, padded, recoded
 from narrows.errors import InvalidInput, SnapshotError
 from narrows.ids import IdIndex
 
 FORMAT = 1
-CODES_KEPT = 4
 NO_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 MANIFEST = "manifest.json"
 DAMAGE = (  # what numpy and zipfile raise on files that are not what they should be
@@ -42,10 +42,7 @@ DAMAGE = (  # what numpy and zipfile raise on files that are not what they shoul
     zlib.error,
 )
 
-Array = NDArray[Any]
 Rows = NDArray[np.int32]
-Values = Sequence[Any] | Array
-Form = Literal["number", "category", "categories"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +82,7 @@ class ItemSnapshot:
             return {name: self.columns[name][rows] for name in names}
         taken = {name: self.columns[name][np.where(unknown, 0, rows)] for name in names}
         for column in taken.values():
-            column[unknown] = _missing(column.dtype)
+            column[unknown] = missing(column.dtype)
         return taken
 
     def vocabulary(self, name: str) -> tuple[str, ...]:
@@ -153,13 +150,12 @@ def write_base(
             raise InvalidInput(
                 f"columns.{name}", len(values), f"give one value for each of the {len(ids)} ids"
             )
-        encoded, words = (
-            ({name: np.asarray(values)}, ()) if name in vocabularies else _encoded(name, values, ())
-        )
+        coded = name in vocabularies
+        stored, words = ({name: np.asarray(values)}, ()) if coded else encoded(name, values, ())
         if words:
             words_of[name] = words
-        for part, array in encoded.items():
-            files[f"{part}.npy"] = _stored(directory, f"{part}.npy", _padded(array, capacity))
+        for part, array in stored.items():
+            files[f"{part}.npy"] = _stored(directory, f"{part}.npy", padded(array, capacity))
     for part, array in index.arrays().items():
         files[f"ids-{part}.npy"] = _stored(directory, f"ids-{part}.npy", array)
     names = sorted(file[:-4] for file in files if not file.startswith("ids-"))
@@ -243,12 +239,12 @@ def write_delta(
     for name, values in columns.items():
         known = snapshot.vocabulary(name)
         if name in vocabularies:
-            codes, words = _recoded(np.asarray(values), vocabularies[name], known)
-            encoded = {name: codes}
+            codes, words = recoded(np.asarray(values), vocabularies[name], known)
+            changed = {name: codes}
         else:
-            encoded, words = _encoded(name, values, known)
+            changed, words = encoded(name, values, known)
         words_added[name] = words[len(known) :]
-        for part, array in encoded.items():
+        for part, array in changed.items():
             arrays[f"column:{part}"] = _as_stored(snapshot, part, array)
     names = sorted(name.removeprefix("column:") for name in arrays if name != "rows")
     meta = {
@@ -262,69 +258,12 @@ def write_delta(
     _write_zip(path, meta, arrays)
 
 
-def _encoded(name: str, values: Values, known: tuple[str, ...]) -> tuple[dict[str, Array], tuple[str, ...]]:
-    """The stored arrays of a column, and its words, which begin with the `known` ones."""
-    form = _form(values)
-    if form == "number":
-        return {name: _numbers(values)}, ()
-    if form == "category":
-        codes, words = _codes(list(values), known)
-        return {name: codes}, words
-    flat = [word for several in values for word in (several or ())]
-    codes, words = _codes(flat, known)
-    lengths = np.fromiter((min(len(several or ()), CODES_KEPT) for several in values), np.int64, len(values))
-    starts = np.cumsum([0, *(len(several or ()) for several in values)])[:-1]
-    every = np.full((len(values), CODES_KEPT), -1, np.int32)
-    for place in range(CODES_KEPT):
-        has = np.flatnonzero(lengths > place)
-        every[has, place] = codes[starts[has] + place]
-    return {name: every[:, 0].copy(), f"{name}_all": every}, words
-
-
-def _form(values: Values) -> Form:
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biufS":
-        return "number"
-    first = next((one for one in values if one is not None), None)
-    if isinstance(first, str):
-        return "category"
-    return "number" if first is None or isinstance(first, int | float | np.number) else "categories"
-
-
-def _numbers(values: Values) -> Array:
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biufS":
-        return values
-    return np.array([np.nan if one is None else one for one in values], np.float64)
-
-
-def _codes(words: list[str | None], known: tuple[str, ...]) -> tuple[Rows, tuple[str, ...]]:
-    """The code of each word, -1 for None and ""; new words follow the known ones in alphabetical order."""
-    vocabulary = (*known, *sorted({word for word in words if word} - set(known)))
-    code_of: dict[str | None, int] = {word: code for code, word in enumerate(vocabulary)}
-    return np.fromiter((code_of.get(word, -1) for word in words), np.int32, len(words)), vocabulary
-
-
-def _recoded(codes: Array, words: tuple[str, ...], known: tuple[str, ...]) -> tuple[Array, tuple[str, ...]]:
-    """Codes into `words` as codes into the known words, which new ones follow."""
-    new_codes, vocabulary = _codes(list(words), known)
-    return np.append(new_codes, np.int32(-1))[codes], vocabulary
-
-
-def _missing(dtype: np.dtype[Any]) -> float | int | bytes:
-    return np.nan if dtype.kind == "f" else -1 if dtype.kind == "i" else b"" if dtype.kind == "S" else 0
-
-
-def _padded(array: Array, capacity: int) -> Array:
-    padded = np.full((capacity, *array.shape[1:]), _missing(array.dtype), array.dtype)
-    padded[: len(array)] = array
-    return padded
-
-
 def _as_stored(snapshot: ItemSnapshot, name: str, array: Array) -> Array:
     if name not in snapshot.full:
         raise InvalidInput(f"columns.{name}", name, f"use a column of the base: {', '.join(snapshot.full)}")
     dtype = snapshot.full[name].dtype
     if dtype.kind == "i" and array.dtype.kind == "f":
-        array = np.where(np.isnan(array), _missing(dtype), array)
+        array = np.where(np.isnan(array), missing(dtype), array)
     return array.astype(dtype)
 
 

@@ -74,7 +74,7 @@ def test_media_needs_no_price_and_only_watch_events() -> None:
 def test_every_mistake_of_every_file_is_reported_at_once(app_dir: Path) -> None:
     """One run names them all: file, path, value and what to write instead."""
     spoil(app_dir, "app.toml", "quota = 300", "quota = 0")
-    spoil(app_dir, "app.toml", "share = 0.5", "share = 1.5")
+    spoil(app_dir, "app.toml", "share = 0.65", "share = 1.5")
     spoil(app_dir, "app.toml", '"covisitation", quota', '"covisitaton", quota')
     spoil(app_dir, "app.toml", "rank_at_most", "rank_at_mots")
     spoil(app_dir, "app.toml", '"static"]', '"statik"]')
