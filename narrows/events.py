@@ -325,7 +325,7 @@ def _event_type(reader: _Reader, types: Collection[str]) -> str:
         return event_type
     close = nearest(event_type, {*types, *EXCLUDING_TYPES})
     hint = f"did you mean '{close}'? " if close else ""
-    raise InvalidInput("event_type", event_type, f"{hint}this app knows {', '.join(sorted(types))}")
+    raise InvalidInput("event_type", event_type, f"{hint}send one of {', '.join(sorted(types))}")
 
 
 def _moment(value: object, now: float, limits: Limits) -> float:

@@ -40,7 +40,7 @@ def asked(event: Mapping[str, Any], surface: str, *, app: App, now: float) -> As
     if surface not in app.surfaces:
         close = nearest(surface, app.surfaces)
         hint = f"did you mean '{close}'? " if close else ""
-        raise UnknownSurface("surface", surface, f"{hint}this app has {', '.join(app.surfaces)}")
+        raise UnknownSurface("surface", surface, f"{hint}use one of {', '.join(app.surfaces)}")
     body = json_object(event, limit_bytes=BYTES_A_REQUEST, fields=FIELDS, finite=True)
     user_id, session_id = _identifier(body, "user_id"), _identifier(body, "session_id")
     if user_id is None and session_id is None:

@@ -72,12 +72,13 @@ class Front:
         self._rungs: Counter[str] = Counter()
 
     @property
-    def app(self) -> App:
-        return self._refresher.stages.app
+    def stages(self) -> Stages:
+        """What requests go through now."""
+        return self._refresher.stages
 
     def recommend(self, ask: Ask, *, now: float, recommendation_id: str) -> Recommendation:
         """The answer and its record; an unreadable key makes the visitor a stranger, never an error."""
-        stages = self._refresher.stages
+        stages = self.stages
         deadline = stages.clock() + stages.app.surfaces[ask.surface].deadline_ms / 1e3
         keys, failure = self.keys(ask)
         request = Request(
@@ -103,11 +104,11 @@ class Front:
         """What is known of the items that were shown, and of those that the visitor came from."""
         ids = [item.item_id for item in recommendation.slate]
         ids += [item_id for item_id, _ in recommendation.record.history]
-        return item_details(self._refresher.stages.snapshot, ids)
+        return item_details(self.stages.snapshot, ids)
 
     def health(self, *, now: float) -> dict[str, Any]:
         """What this process serves with; it serves in any case."""
-        stages = self._refresher.stages
+        stages = self.stages
         age_s = stages.policy.age_s(now)
         problems = dict(stages.problems)
         if self._refresher.last_error:
@@ -170,12 +171,15 @@ def wire(settings: Settings, app: App, logger: Logger) -> Front:
 
 
 def _warm_up(front: Front, visitors: StoredVisitors, app: App) -> None:
-    """Read the key, and open the connections that the first request would wait for."""
+    """Read the key, open connections and threads: what the first request would wait for."""
     with suppress(StoreUnavailable):  # it is read again in the background, as requests come
         front.key.get()
     stranger = Ask(next(iter(app.surfaces)), 1, user_id="-", session_id="-")
     (user, session), _ = front.keys(stranger)
     visitors.read(user, session, stranger.surface, now=time.time(), timeout_s=WARM_UP_S)
+    stages = front.stages
+    deadline = stages.clock() + WARM_UP_S
+    recommend(Request(stranger.surface, stranger.limit, time.time(), deadline, ""), stages)
     gc.freeze()  # what the start made stays; no collection during a request looks through it again
 
 
