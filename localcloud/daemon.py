@@ -48,7 +48,7 @@ CONSOLE = ROOT / "console"
 PAUSE_S = 0.02
 STEADY_S = 30.0
 RESTART_S, RESTART_AT_MOST_S = 0.2, 10.0
-START_S, DEPLOY_S = 60.0, 300.0
+START_S, DEPLOY_S = 120.0, 600.0
 LAST_LINES = 15
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -283,12 +283,19 @@ class Daemon:
         if part.process is None or part.process.poll() is None:
             return
         LOG.warning("%s ended with %s", part.name, part.process.returncode)
-        if part.name == "aws":
-            raise StartError(f"the local AWS died, and with it all that it held; {self._last_lines(part)}")
         end(part.process)
+        if part.name == "aws":
+            self._lost(part)
+            return
         lived = now - part.began
         part.pause_s = RESTART_S if lived > STEADY_S else min(part.pause_s * 2, RESTART_AT_MOST_S)
         part.restart_at = now + part.pause_s
+
+    def _lost(self, aws: Part) -> None:
+        """AWS is gone with all that it held; the API goes on with what its processes hold, as it would there."""
+        LOG.error("the local AWS died, and with it all that it held; %s", self._last_lines(aws))
+        aws.process = None
+        self._write_state(failure="the local AWS died; the API answers from memory until `narrows down`")
 
     def _write_state(self, **more: Any) -> None:
         own = {"name": "supervisor", "pid": os.getpid(), "started": started_at(os.getpid())}

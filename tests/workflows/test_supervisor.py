@@ -99,8 +99,10 @@ def test_up_serves_from_two_workers_and_streams_and_down_leaves_nothing(home: Pa
     with pytest.raises(StartError, match="already runs"):
         supervisor.up(home, "megashop", detach=True, modules=FAKE)
     assert get(f"{addresses['api']}/api/echo/x")["event"]["version"] == "2.0"
+    workers = [part(home, name)["pid"] for name in ("api-1", "api-2")]
     assert supervisor.down(home) is True
     assert processes_of(home) == []
+    assert {path.name for path in home.glob("flushed-*")} >= {f"flushed-{pid}" for pid in workers}
     assert sorted(path.name for path in home.iterdir() if path.is_dir()) == ["jobs", "logs"]
     assert supervisor.status(home)["running"] is False
     assert supervisor.down(home) is False
