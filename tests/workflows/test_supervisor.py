@@ -161,14 +161,18 @@ def test_a_failed_preparation_ends_what_was_started(home: Path) -> None:
     assert processes_of(home) == []
 
 
-def test_the_end_of_aws_is_the_end_of_all(home: Path) -> None:
-    """What AWS held was in memory: nothing pretends to go on without it, and status says why it ended."""
-    supervisor.up(home, "megashop", detach=True, workers=1, modules=FAKE)
+def test_the_api_outlives_aws(home: Path) -> None:
+    """The functions answer on, AWS is not started again empty, and status says what happened."""
+    addresses = supervisor.up(home, "megashop", detach=True, workers=1, modules=FAKE)
+    api = part(home, "api-1")["pid"]
     os.kill(part(home, "aws")["pid"], signal.SIGKILL)
-    wait_for(lambda: processes_of(home) == [], 30, "the end of all processes")
+    wait_for(lambda: supervisor.status(home)["failure"], 30, "the loss to be noticed")
     status = supervisor.status(home)
-    assert status["running"] is False
     assert "the local AWS died" in status["failure"]
+    assert status["running"] is True
+    assert part(home, "api-1")["pid"] == api
+    assert get(f"{addresses['api']}/_local/health")
+    assert part(home, "aws")["restarts"] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
