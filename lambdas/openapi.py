@@ -53,38 +53,67 @@ def document(surfaces: Sequence[str], event_types: Sequence[str]) -> dict[str, A
 
 
 def _recommendations(surfaces: Sequence[str]) -> dict[str, Any]:
+    operation = _operation(
+        "recommend",
+        "Recommendations for a visitor on a surface",
+        _slate(),
+        ("400", "404", "413"),
+        request=_visitor(),
+        limit=f"{BYTES_A_REQUEST} bytes",
+    )
+    place = {"name": "surface", "in": "path", "required": True}
+    operation["parameters"] = [{**place, "schema": {"type": "string", "enum": list(surfaces)}}]
+    return operation
+
+
+def _visitor() -> Schema:
+    usual = "How many; the surface's own number where left out"
     request = _object(
         {
             "user_id": _text(ID_CHARACTERS, "The user; unknown ones are served, never refused"),
             "session_id": _text(ID_CHARACTERS, "The session; one of user_id and session_id is required"),
-            "limit": {
-                "type": "integer",
-                "minimum": 1,
-                "maximum": LARGEST_LIMIT,
-                "description": "How many; the surface's own number where left out",
-            },
+            "limit": {"type": "integer", "minimum": 1, "maximum": LARGEST_LIMIT, "description": usual},
             "context": _object(
                 {
                     "device": _text(CONTEXT_CHARACTERS, "For example mobile, tablet, desktop"),
                     "location": _text(CONTEXT_CHARACTERS, "The region, for rules and segments: DE"),
-                    "time": {
-                        "type": ["string", "number"],
-                        "description": "The client's time, ISO 8601 with a zone or epoch seconds",
-                    },
+                    "time": _moment("The client's time, ISO 8601 with a zone or epoch seconds"),
                 }
             ),
             "item_id": _text(ID_CHARACTERS, "The item of a product page"),
-            "item_ids": {
-                "type": "array",
-                "maxItems": CONTEXT_ITEMS,
-                "items": _text(ID_CHARACTERS),
-                "description": "The items of a cart",
-            },
+            "item_ids": _list(_text(ID_CHARACTERS), CONTEXT_ITEMS, "The items of a cart"),
             "explain": {"type": "boolean", "description": "Answer with `trace` as well"},
         }
     )
-    request["anyOf"] = [{"required": ["user_id"]}, {"required": ["session_id"]}]
-    item = _object(
+    return {**request, "anyOf": [{"required": ["user_id"]}, {"required": ["session_id"]}]}
+
+
+def _slate() -> Schema:
+    nullable = {"type": ["string", "null"]}
+    reasons = "What went wrong: stage to reason; empty when all went well"
+    response = _object(
+        {
+            "recommendations": {"type": "array", "items": _item(), "description": "Best first"},
+            "model_version": {**nullable, "description": "Null before the first model"},
+            "experiment_id": nullable,
+            "recommendation_id": {"type": "string", "description": "Send it back with events"},
+            "fallback": {"type": "string", "enum": list(RUNGS), "description": "The rung that answered"},
+            "degraded": {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "description": reasons,
+            },
+            "policy_version": {"type": "integer", "description": "The rules' version that was heeded"},
+            "missing_ids": _list({"type": "string"}, CONTEXT_ITEMS, "Items of the request that are unknown"),
+        },
+        complete=True,
+    )
+    response["properties"]["trace"] = {"type": "object", "description": "With explain: how it came about"}
+    return response
+
+
+def _item() -> Schema:
+    return _object(
         {
             "product_id": {"type": "string", "description": "Equal to item_id"},
             "item_id": {"type": "string"},
@@ -94,68 +123,41 @@ def _recommendations(surfaces: Sequence[str]) -> dict[str, Any]:
         },
         complete=True,
     )
-    response = _object(
-        {
-            "recommendations": {"type": "array", "items": item, "description": "Best first"},
-            "model_version": {"type": ["string", "null"], "description": "Null before the first model"},
-            "experiment_id": {"type": ["string", "null"]},
-            "recommendation_id": {"type": "string", "description": "Send it back with events"},
-            "fallback": {"type": "string", "enum": list(RUNGS), "description": "The rung that answered"},
-            "degraded": {
-                "type": "object",
-                "additionalProperties": {"type": "string"},
-                "description": "What went wrong: stage to reason; empty when all went well",
-            },
-            "policy_version": {"type": "integer", "description": "The rules' version that was heeded"},
-            "missing_ids": {
-                "type": "array",
-                "items": {"type": "string"},
-                "description": "Items of the request that are not known",
-            },
-        },
-        complete=True,
-    )
-    response["properties"]["trace"] = {"type": "object", "description": "With explain: how it came about"}
-    operation = _operation(
-        "recommend",
-        "Recommendations for a visitor on a surface",
-        response,
-        ("400", "404", "413"),
-        request=request,
-        limit=f"{BYTES_A_REQUEST} bytes",
-    )
-    place = {"name": "surface", "in": "path", "required": True}
-    operation["parameters"] = [{**place, "schema": {"type": "string", "enum": list(surfaces)}}]
-    return operation
 
 
 def _events(event_types: Sequence[str]) -> dict[str, Any]:
-    known = sorted({*event_types, *EXCLUDING_TYPES})
-    days = f"{LIMITS.behind_s / 86_400:g}"
+    verdicts = {"type": "array", "items": _verdict(), "description": "One for each event, in order"}
+    counts = {"accepted": {"type": "integer"}, "rejected": {"type": "integer"}}
+    batch = _list(_event(sorted({*event_types, *EXCLUDING_TYPES})), EVENTS_A_BATCH)
+    return _operation(
+        "collectEvents",
+        "Events, each judged on its own; 200 also when all are rejected",
+        _object({**counts, "verdicts": verdicts}, complete=True),
+        ("400", "413", "503"),
+        request=_object({"events": batch}, complete=True),
+        limit=f"{EVENTS_A_BATCH} events or {BYTES_A_BATCH} bytes",
+    )
+
+
+def _event(event_types: Sequence[str]) -> Schema:
+    identifier = _text(LIMITS.id_characters)
+    window = f"at most {LIMITS.ahead_s:g} seconds ahead and {LIMITS.behind_s / 86_400:g} days old"
+    consent = "False: kept under no identifier, folded into no feature; true where left out"
     event = _object(
         {
             "event_id": _text(
                 LIMITS.id_characters, "Removes duplicates; follows from the content if left out"
             ),
-            "event_type": {"type": "string", "enum": known},
+            "event_type": {"type": "string", "enum": list(event_types)},
             "event_value": {"type": "number", "description": "How strong: a price, a fraction watched"},
-            "sent_at": {
-                "type": ["string", "number"],
-                "description": f"ISO 8601 with a zone or epoch seconds; at most {LIMITS.ahead_s:g} seconds "
-                f"ahead and {days} days old; the time of receipt where left out",
-            },
+            "sent_at": _moment(f"ISO 8601 with a zone or epoch seconds; {window}; now where left out"),
             "user_id": _text(LIMITS.id_characters, "One of user_id and session_id is required"),
-            "session_id": _text(LIMITS.id_characters),
-            "item_id": _text(LIMITS.id_characters),
+            "session_id": identifier,
+            "item_id": identifier,
             "recommendation_id": _text(LIMITS.id_characters, "Of the response that showed the item"),
             "position": {"type": "integer", "minimum": 0, "maximum": LIMITS.position},
-            "surface": _text(LIMITS.id_characters),
-            "impression": {
-                "type": "array",
-                "maxItems": LIMITS.impressions,
-                "items": _text(LIMITS.id_characters),
-                "description": "The items that were shown",
-            },
+            "surface": identifier,
+            "impression": _list(identifier, LIMITS.impressions, "The items that were shown"),
             "query": _text(LIMITS.query_characters),
             "properties": {
                 "type": "object",
@@ -163,15 +165,15 @@ def _events(event_types: Sequence[str]) -> dict[str, Any]:
                 "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
             },
             "schema_version": {"type": "integer", "enum": [1]},
-            "consent": {
-                "type": "boolean",
-                "description": "False: kept under no identifier, folded into no feature; true where left out",
-            },
+            "consent": {"type": "boolean", "description": consent},
             "received_at": {"description": "Ignored; it is set here"},
         }
     )
-    event["required"] = ["event_type"]
-    verdict = _object(
+    return {**event, "required": ["event_type"]}
+
+
+def _verdict() -> Schema:
+    return _object(
         {
             "index": {"type": "integer", "description": "Of the event in the batch, from 0"},
             "event_id": {"type": "string"},
@@ -180,23 +182,6 @@ def _events(event_types: Sequence[str]) -> dict[str, Any]:
             "value": {"type": "string"},
             "remedy": {"type": "string", "description": "What to send instead"},
         }
-    )
-    response = _object(
-        {
-            "accepted": {"type": "integer"},
-            "rejected": {"type": "integer"},
-            "verdicts": {"type": "array", "items": verdict, "description": "One for each event, in order"},
-        },
-        complete=True,
-    )
-    batch = {"type": "array", "maxItems": EVENTS_A_BATCH, "items": event}
-    return _operation(
-        "collectEvents",
-        "Events, each judged on its own; 200 also when all are rejected",
-        response,
-        ("400", "413", "503"),
-        request=_object({"events": batch}, complete=True),
-        limit=f"{EVENTS_A_BATCH} events or {BYTES_A_BATCH} bytes",
     )
 
 
@@ -272,6 +257,15 @@ def _object(properties: Mapping[str, Any], *, complete: bool = False) -> Schema:
 
 def _text(longest: int, description: str = "") -> Schema:
     schema: Schema = {"type": "string", "minLength": 1, "maxLength": longest}
+    return {**schema, "description": description} if description else schema
+
+
+def _moment(description: str) -> Schema:
+    return {"type": ["string", "number"], "description": description}
+
+
+def _list(items: Schema, most: int, description: str = "") -> Schema:
+    schema: Schema = {"type": "array", "maxItems": most, "items": items}
     return {**schema, "description": description} if description else schema
 
 
