@@ -96,12 +96,14 @@ class EmbeddedRanker:
         self.scorer, self.spec, self.version = scorer, spec, version
 
     def rank(self, request: RankRequest, candidates: Candidates, limit: int) -> Ranked:
-        """The best by the model's score."""
+        """The best by the model's score; of more than `limit` candidates the best fused ones are scored."""
         if not len(candidates):
             return _ranked(self.items, candidates.rows, np.empty(0, np.float32), None)
+        if len(candidates) > limit:
+            candidates = fuse(candidates, limit)
         features = self.vectors(request, candidates)
         scores = self.scorer.predict(features)
-        order = np.lexsort((candidates.rows, -scores))[:limit]
+        order = np.lexsort((candidates.rows, -scores))
         return _ranked(self.items, candidates.rows[order], scores[order].astype(np.float32), features[order])
 
     def vectors(self, request: RankRequest, candidates: Candidates) -> Floats:

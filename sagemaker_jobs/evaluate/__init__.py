@@ -1,0 +1,1 @@
+"""Evaluates a bundle, and the current one beside it, on held-out events."""

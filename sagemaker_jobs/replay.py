@@ -1,0 +1,122 @@
+"""Replays past requests: the candidates and vectors that serving would have made at those moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrows.evaluation.leave_one_out import Cases
+from narrows.features import statistics
+from narrows.features.statistics import StatisticsTable
+from narrows.features.vectors import VectorInputs, VectorSpec, assemble
+from narrows.ranking import Ranker, RankRequest
+from narrows.retrieval import Candidates, Floats, Query, Rows, fuse, merge
+from narrows.settings import SourceQuota
+from narrows.sources import SignallingSource, load_sources
+from sagemaker_jobs.training_set import TableItems, TrainingSet
+
+
+@dataclass(frozen=True, eq=False)
+class Funnel:
+    """The sources of one fitted folder over the item numbers of a log, asked with a surface's quotas."""
+
+    sources: Mapping[str, SignallingSource]
+    statistics: StatisticsTable
+    items: TableItems
+    quotas: Sequence[SourceQuota]
+    rank_at_most: int
+
+    def candidates(self, query: Query) -> Candidates:
+        """The union that `gather` makes when every source is in time."""
+        asked = [quota for quota in self.quotas if quota.name in self.sources]
+        answers = [(one.name, self.sources[one.name].retrieve(query, one.quota)) for one in asked]
+        return merge(answers, exclude=query.exclude)
+
+    def pre_ranked(self, query: Query) -> Candidates:
+        """Those of them that the ranker would score."""
+        found = self.candidates(query)
+        return fuse(found, self.rank_at_most) if len(found) > self.rank_at_most else found
+
+    def vectors(self, spec: VectorSpec, query: Query, candidates: Candidates) -> Floats:
+        """The ranker's input for them."""
+        inputs = VectorInputs({}, {}, query)
+        return assemble(spec, inputs, candidates, self.items, self.statistics, self.sources)
+
+    def ranked(self, ranker: Ranker, query: Query) -> Rows:
+        """Both stages."""
+        request = RankRequest({}, {}, query)
+        return ranker.rank(request, self.candidates(query), self.rank_at_most).rows
+
+
+def funnel_of(folder: Path, data: TrainingSet, quotas: Sequence[SourceQuota], rank_at_most: int) -> Funnel:
+    """The funnel of the models in a folder."""
+    size = data.log.item_count
+    created = data.items.columns.get("created_at")
+    sources = load_sources(folder, data.rows_of, size, created=created)
+    table = statistics.load(folder / statistics.FILE).bind(data.rows_of, size)
+    return Funnel(sources, table, data.items, quotas, rank_at_most)
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Requests with a found label: `lengths` candidates each, one of them relevant; `asked` counts all."""
+
+    features: Floats
+    relevant: NDArray[np.int8]
+    lengths: NDArray[np.int64]
+    weights: Floats
+    users: NDArray[np.int32]
+    asked: int
+
+    def take(self, chosen: NDArray[np.bool_]) -> Groups:
+        """The chosen groups."""
+        rows = np.repeat(chosen, self.lengths)
+        return Groups(
+            self.features[rows],
+            self.relevant[rows],
+            self.lengths[chosen],
+            self.weights[chosen],
+            self.users[chosen],
+            int(chosen.sum()),
+        )
+
+
+def replay(held: Sequence[Cases], funnel: Funnel, spec: VectorSpec, *, most_rows: int) -> Groups:
+    """One group a case whose item is among its candidates, until `most_rows` vectors are made."""
+    widest = min(sum(quota.quota for quota in funnel.quotas), funnel.rank_at_most)
+    room = min(most_rows, widest * max(sum(len(one) for one in held), 1))
+    features = np.empty((room, len(spec.names)), np.float32)
+    relevant = np.zeros(room, np.int8)
+    lengths: list[int] = []
+    weights: list[float] = []
+    users: list[int] = []
+    used = asked = 0
+    for one, case in ((cases, at) for cases in held for at in range(len(cases))):
+        query = one.query(case)
+        candidates = funnel.pre_ranked(query)
+        if used + len(candidates) > room:
+            break
+        asked += 1
+        hit = candidates.rows == one.target(case)
+        if not hit.any() or len(hit) < 2:
+            continue
+        end = used + len(hit)
+        features[used:end] = funnel.vectors(spec, query, candidates)
+        relevant[used:end] = hit
+        used = end
+        lengths.append(len(hit))
+        position = one.positions[case]
+        weights.append(float(one.log.weights[position]))
+        users.append(int(one.log.users[position]))
+    return Groups(
+        features[:used],
+        relevant[:used],
+        np.asarray(lengths, np.int64),
+        np.asarray(weights, np.float32),
+        np.asarray(users, np.int32),
+        asked,
+    )

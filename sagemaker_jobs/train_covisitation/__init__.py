@@ -1,0 +1,1 @@
+"""Trains what needs counting only: co-visitation, popularity, segment slates, item statistics."""

@@ -1,0 +1,1 @@
+"""Trains the ranker and puts the whole bundle together."""

@@ -1,0 +1,97 @@
+"""Ranking metrics and the leave-one-out protocol, against values worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from narrows.evaluation.leave_one_out import cases, find, reports
+from narrows.evaluation.metrics import (
+    MAIN,
+    coverage,
+    gain_at,
+    hit_at,
+    interval,
+    mean,
+    reciprocal_rank_at,
+    summary,
+)
+from narrows.interactions import interactions_of
+
+RANKS = np.asarray([0, 2, 9, 10, -1])
+
+
+def test_each_metric_by_hand() -> None:
+    """First, third, tenth, eleventh and not found."""
+    assert hit_at(RANKS, 10).tolist() == [1, 1, 1, 0, 0]
+    assert gain_at(RANKS, 10) == pytest.approx([1, 0.5, 1 / np.log2(11), 0, 0])
+    assert reciprocal_rank_at(RANKS, 25) == pytest.approx([1, 1 / 3, 1 / 10, 1 / 11, 0])
+    found = summary(RANKS)
+    assert found["hit_at_10"] == pytest.approx(0.6)
+    assert found["precision_at_10"] == pytest.approx(0.06)
+    assert found[MAIN] == pytest.approx((1.5 + 1 / np.log2(11)) / 5)
+
+
+def test_nobody_has_no_mean() -> None:
+    """Undefined is not zero."""
+    assert np.isnan(mean(np.empty(0)))
+    assert np.isnan(interval(np.empty(0), np.random.default_rng(0))).all()
+    assert np.isnan(coverage([], 0))
+
+
+def test_the_interval_holds_the_mean() -> None:
+    """The bootstrap interval of coin flips lies around one half, about as wide as theory says."""
+    low, high = interval(np.asarray([0.0, 1.0] * 200), np.random.default_rng(0))
+    assert low < 0.5 < high
+    assert high - low == pytest.approx(4 * 0.5 / 20, rel=0.25)
+
+
+def test_coverage_counts_distinct_first_places() -> None:
+    """Two slates of two, one item shared, in a catalogue of six."""
+    slates = [np.asarray([0, 1, 5], np.int32), np.asarray([1, 2, 5], np.int32)]
+    assert coverage(slates, 6, k=2) == pytest.approx(0.5)
+
+
+LOG = interactions_of(
+    ["a", "a", "a", "b", "b", "c", "d", "d"],
+    ["x", "y", "z", "x", "x", "y", "y", "z"],
+    [3, 1, 2, 1, 1, 1, 5, 5],
+    catalogue=["w"],
+)
+
+
+def test_the_last_event_is_held_out_and_the_history_precedes_it() -> None:
+    """By time, equal times in the order given; b repeats an item, c has one event only."""
+    held = cases(LOG)
+    ids = LOG.item_ids
+    assert held.excluded == {"too_few_events": 1, "already_seen": 1}
+    asked = [(ids[held.query(one).history].tolist(), str(ids[held.target(one)])) for one in range(len(held))]
+    assert asked == [(["y", "z"], "x"), (["y"], "z")]
+    assert sorted(held.query(0).exclude.tolist()) == sorted(held.query(0).history.tolist())
+
+
+def test_unmasked_users_with_repeats_are_asked() -> None:
+    """Where repeats are recommended, a repeated item is a target like any other."""
+    assert len(cases(LOG, mask_seen=False)) == 3
+
+
+def test_the_fit_never_sees_what_is_asked() -> None:
+    """Holding out leaves exactly the events before the held one, and every user's first event."""
+    rest, held = LOG.last_out(1)
+    assert len(rest) + len(held) == len(LOG)
+    assert len(held) == 3
+    assert set(LOG.user_ids[np.unique(rest.users)]) == {"a", "b", "c", "d"}
+
+
+def test_reports_by_source_and_segment() -> None:
+    """An oracle scores one everywhere, a source that knows nothing zero; all here are new visitors."""
+    held = cases(LOG)
+    found = {
+        "oracle": find(held, lambda query: np.asarray([held.log.items[0], 2, 1, 3], np.int32)[:0]),
+        "all": find(held, lambda query: np.setdiff1d(np.arange(4), query.history).astype(np.int32)),
+    }
+    overall, segments = reports(held, found, np.random.default_rng(0))
+    assert overall["oracle"]["hit_at_10"] == 0.0
+    assert overall["all"]["hit_at_10"] == 1.0
+    assert segments["new"]["users"] == 2
+    assert "anonymous" not in segments
