@@ -156,8 +156,9 @@ const eventOf = (type, item, { surface, body }, answer, sentAt) => ({
 });
 
 async function untilReaction(round, item, { asked, answer: before, started, sentAt }) {
+  let answer = before;
   while (performance.now() - started < REACTION_LIMIT_MS) {
-    const answer = await timedRecommend(asked);
+    answer = await timedRecommend(asked);
     if (round !== state.round) return;
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     if (reacted(before, answer, itemId(item), sentAt)) {
@@ -168,10 +169,15 @@ async function untilReaction(round, item, { asked, answer: before, started, sent
     await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_MS));
     if (round !== state.round) return;
   }
-  announce(
-    `The click on ${nameOf(itemId(item))} was accepted, but after ${REACTION_LIMIT_MS / 1000} s it is not in the ` +
-      "visitor's history. Check with narrows doctor that the stream runner works.",
-  );
+  show(asked, answer, before.recommendations);
+  announce(noReaction(nameOf(itemId(item)), answer));
+}
+
+function noReaction(name, { degraded }) {
+  const accepted = `The click on ${name} was accepted, but after ${REACTION_LIMIT_MS / 1000} s `;
+  return degraded?.visitor
+    ? `${accepted}the visitor's state cannot be read (${degraded.visitor}).`
+    : `${accepted}it is not in the visitor's history. See the logs of the function update_features.`;
 }
 
 /** The click is in the state that the answer was computed from; without a trace, any change must do. */

@@ -151,6 +151,17 @@ def test_click_is_sent_and_the_next_slate_reacts(opened: Page, api: StandIn) -> 
     assert event["session_id"] == opened.get_by_label("Session id").input_value()
 
 
+def test_click_that_never_arrives_is_told(opened: Page, api: StandIn) -> None:
+    """After ten seconds without a reaction the page says what was accepted, and where to look."""
+    api.fold_seconds = 3600.0
+    opened.locator('[data-item-id="i05"] button').click()
+    accepted = (
+        "The click on Cast-iron pan, 26 cm was accepted, but after 10 s it is not in the visitor's history."
+    )
+    expect(opened.locator("#change")).to_contain_text(accepted, timeout=15_000)
+    assert opened.locator("#cards").get_attribute("aria-busy") == "false"
+
+
 def test_product_surface_takes_the_item_clicked_last(opened: Page, api: StandIn) -> None:
     """On the product surface the seed is a field, filled with the item that was clicked last."""
     opened.locator('[data-item-id="i03"] button').click()
