@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import http.client
 import json
 import logging
 import os
 import selectors
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,13 +26,12 @@ from typing import Any, TextIO
 import boto3
 
 from localcloud.functions import REGION, Function, enter, environment
+from localcloud.home import StartError, clean, only_one
 from localcloud.mappings import stream_mappings
 from localcloud.processes import (
     end,
-    is_running,
     log_to_stderr,
     ready_line,
-    signal_group,
     spawn,
     started_at,
     write_json,
@@ -51,10 +48,6 @@ RESTART_S, RESTART_AT_MOST_S = 0.2, 10.0
 START_S, DEPLOY_S = 120.0, 600.0
 LAST_LINES = 15
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
-
-class StartError(NarrowsError):
-    """The local cloud did not come up; says which part failed and where its log is."""
 
 
 class Stopping(Exception):
@@ -108,12 +101,13 @@ class Daemon:
     parts: list[Part] = field(default_factory=list)
     addresses: dict[str, str] = field(default_factory=dict)
     stopping: str = ""
+    failure: str | None = None
     told: bytes = b""
     listening: socket.socket | None = None
 
     def run(self) -> None:
         """Everything from the start to the end."""
-        with _only_one(self.home), self._signals():
+        with only_one(self.home), self._signals():
             try:
                 self._start()
                 self._supervise()
@@ -248,7 +242,7 @@ class Daemon:
             raise Stopping
 
     @contextlib.contextmanager
-    def _signals(self) -> Any:
+    def _signals(self) -> Iterator[None]:
         """Signals wake `_pause`; SIGTERM, SIGINT and SIGHUP also end it all."""
         read, write = os.pipe()
         os.set_blocking(write, False)
@@ -292,14 +286,16 @@ class Daemon:
         part.restart_at = now + part.pause_s
 
     def _lost(self, aws: Part) -> None:
-        """AWS is gone with all that it held; the API goes on with what its processes hold, as it would there."""
+        """AWS is gone with all that it held; the API answers from what its processes hold."""
         LOG.error("the local AWS died, and with it all that it held; %s", self._last_lines(aws))
         aws.process = None
-        self._write_state(failure="the local AWS died; the API answers from memory until `narrows down`")
+        self.failure = "the local AWS died; the API answers from memory until `narrows down`"
+        self._write_state()
 
-    def _write_state(self, **more: Any) -> None:
+    def _write_state(self) -> None:
         own = {"name": "supervisor", "pid": os.getpid(), "started": started_at(os.getpid())}
-        state = {"app": self.app, "supervisor": own, **self.addresses, **more}
+        state: dict[str, Any] = {"app": self.app, "supervisor": own, "failure": self.failure}
+        state |= self.addresses
         state["parts"] = [part.described() for part in self.parts]
         write_json(self.home / "run" / "state.json", state)
 
@@ -332,41 +328,6 @@ class Daemon:
         clean(self.home, keep_logs=True)
         if failed:
             write_json(self.home / "run" / "state.json", {"app": self.app, "failure": self.stopping})
-
-
-def clean(home: Path, *, keep_logs: bool = False) -> None:
-    """Remove what an earlier run left: its processes, if any still run, its state and its temporary files."""
-    state = read_state(home)
-    for each in state.get("parts", []):
-        if is_running(each["pid"], each["started"]):
-            signal_group(each["pid"], signal.SIGKILL)
-    for name in ("tmp", "checkpoints", "run/streams"):
-        shutil.rmtree(home / name, ignore_errors=True)
-    (home / "run" / "state.json").unlink(missing_ok=True)
-    if not keep_logs:
-        for log in (home / "logs").glob("*.log"):
-            if log.name != "supervisor.log":
-                log.unlink()
-
-
-def read_state(home: Path) -> dict[str, Any]:
-    """The state file's content; empty when there is none."""
-    try:
-        return dict(json.loads((home / "run" / "state.json").read_text()))
-    except FileNotFoundError:
-        return {}
-
-
-@contextlib.contextmanager
-def _only_one(home: Path) -> Any:
-    """Hold the home's lock; the kernel gives it back however this process ends."""
-    (home / "run").mkdir(parents=True, exist_ok=True)
-    with (home / "run" / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartError(f"a local cloud already runs in {home}; end it with `down` first") from None
-        yield
 
 
 def _listen(port: int) -> socket.socket:

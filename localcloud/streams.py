@@ -56,6 +56,7 @@ class Pace:
     retry_s: float = 0.1
     retry_at_most_s: float = 5.0
     discovery_s: float = 2.0
+    unreachable_s: float = 1.0
 
 
 @dataclass
@@ -177,6 +178,7 @@ class Runner:
             shard.read_to_end = True
         except SourceUnavailable as error:
             self._unreachable(error)
+            shard.next_read = now + self._pace.unreachable_s
         else:
             shard.iterator, shard.read_to_end = page.next_iterator, page.next_iterator is None
             self._keep(shard, page.records, now)

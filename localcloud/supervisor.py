@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from localcloud.daemon import LAST_LINES, ROOT, Modules, StartError, clean, read_state
+from localcloud.daemon import LAST_LINES, ROOT, Modules
+from localcloud.home import StartError, clean, read_state
 from localcloud.processes import is_running, signal_group
 
 Progress = Callable[[str], None]
@@ -97,7 +98,7 @@ def down(home: Path) -> bool:
 def status(home: Path) -> dict[str, Any]:
     """What runs in this home: "running", the addresses, each part with its restarts, and what streams did.
 
-    "failure" says why a cloud that is no longer running ended on its own, else it is None.
+    "failure" says what went wrong for good: why it ended on its own, or that AWS is gone; else it is None.
     """
     state = read_state(home.resolve())
     own = state.pop("supervisor", {"pid": 0, "started": ""})

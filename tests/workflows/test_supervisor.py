@@ -15,7 +15,8 @@ import pytest
 from plain_aws import ROOT, Aws, wait_for
 
 from localcloud import supervisor
-from localcloud.daemon import Modules, StartError
+from localcloud.daemon import Modules
+from localcloud.home import StartError
 from localcloud.processes import is_running, started_at
 
 HERE = Path(__file__).parent
