@@ -22,6 +22,8 @@ from narrows.snapshot import ItemSnapshot
 from narrows.visitor import VisitorReader
 
 NONE_ELIGIBLE = "none_eligible"
+ENOUGH = 0.25
+"""Of all candidates that a surface asks for, the part that must have been asked of sources that answered."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +95,18 @@ class Offer:
 
 
 def climb(run: Run, question: Question) -> Offer:
-    """The first rung of the surface's ladder that offers something."""
+    """The first rung of the surface's ladder that offers something; in need, whatever a source found."""
     for rung in run.surface.ladder:
         if question.readable or rung in _WITHOUT_VISITOR:
             offer = _RUNGS[rung](run, question)
             if offer.lines:
                 return offer
-    return Offer(NONE_ELIGIBLE, ())
+    offer = _ranked_offer("in_process", run, question, _retrieve(run, question), run.stages.fusion)
+    return offer if offer.lines else Offer(NONE_ELIGIBLE, ())
 
 
 def _full(run: Run, question: Question) -> Offer:
-    candidates = _retrieve(run, question)
+    candidates = _enough(run, question)
     ranker = run.stages.ranker
     if ranker is None:
         run.degraded["rank"] = "no_model"
@@ -124,7 +127,7 @@ def _remembered(run: Run, question: Question) -> Offer:
 
 def _in_process(run: Run, question: Question) -> Offer:
     """What was retrieved, ranked without a model."""
-    return _ranked_offer("in_process", run, question, _retrieve(run, question), run.stages.fusion)
+    return _ranked_offer("in_process", run, question, _enough(run, question), run.stages.fusion)
 
 
 def _last_slate(run: Run, question: Question) -> Offer:
@@ -173,6 +176,17 @@ def _retrieve(run: Run, question: Question) -> Candidates:
         run.counts["candidates"] = len(gathered.candidates)
         run.retrieved = _eligible(run, question, gathered.candidates)
     return run.retrieved
+
+
+def _enough(run: Run, question: Question) -> Candidates:
+    """What was retrieved, or nothing where too few sources answered to call it a retrieval."""
+    candidates = _retrieve(run, question)
+    quotas = run.surface.sources
+    answered = sum(one.quota for one in quotas if f"retrieve.{one.name}" not in run.degraded)
+    if answered >= ENOUGH * sum(one.quota for one in quotas):
+        return candidates
+    run.degraded["retrieve"] = "too_few_sources"
+    return candidates.take(np.empty(0, np.intp))
 
 
 def _eligible(run: Run, question: Question, candidates: Candidates) -> Candidates:

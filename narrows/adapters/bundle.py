@@ -253,6 +253,12 @@ class Cellar:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def _damaged(serving: Serving) -> bool:
+    """Whether there is a model that cannot be used; a bundle that comes without one is not damaged."""
+    needed = (MANIFEST, RANKER_FILE, statistics.FILE)
+    return any(serving.problems.get(file, ABSENT) != ABSENT for file in needed)
+
+
 class Refresher:
     """Keeps the stages of a process up to date in one background thread, and never lets a failure end it.
 
@@ -343,7 +349,7 @@ class Refresher:
         if live == self._live:
             return
         serving = self._load(live)
-        if live.model and serving.ranker is None and self._stages.ranker is not None:
+        if live.model and self._stages.ranker is not None and _damaged(serving):
             raise BundleError(f"model {live.model.version} does not load: {dict(serving.problems)}")
         policy = self._stages.policy.bind(serving.snapshot)
         self._stages = replace(self._stages, policy=policy, **_parts(serving))

@@ -350,6 +350,21 @@ def test_a_model_that_does_not_load_does_not_replace_one_that_does(app: App, con
     assert "model-2 does not load" in (fresh.last_error or "")
 
 
+def test_a_bundle_that_comes_without_a_model_is_followed(app: App, control: Control) -> None:
+    """Who promotes sources alone gets them: without a model, but not with yesterday's."""
+    fresh = refresher(app, control)
+    control.point("model", "snapshot")
+    fresh.tick()
+    shutil.copytree(control.store / "model", control.store / "model-2")
+    (control.store / "model-2" / "ranker.txt").unlink()
+    control.point("model-2", "snapshot")
+    control.time += 3.0
+    fresh.tick()
+    assert fresh.stages.ranker is None
+    assert fresh.stages.problems == {"ranker.txt": "absent"}
+    assert fresh.last_error is None
+
+
 def test_the_cellar_keeps_only_what_is_live(app: App, control: Control, tmp_path: Path) -> None:
     """After a switch the old folders are gone, and the mapped snapshot is readable all the same."""
     control.point("model", "snapshot")

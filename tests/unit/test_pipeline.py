@@ -250,9 +250,31 @@ def test_without_sources_remembered_candidates_are_ranked(stages: Stages) -> Non
     assert answer.fallback == "remembered"
     assert rows_of(answer) == [17, 16, 12]
     assert {item.reason for item in answer.slate} == {"Picked for you earlier"}
-    assert set(answer.degraded) == {
-        f"retrieve.{name}" for name in ("als", "covisitation", "popular", "fresh")
-    }
+    absent = {f"retrieve.{name}": "absent" for name in ("als", "covisitation", "popular", "fresh")}
+    assert answer.degraded == {**absent, "retrieve": "too_few_sources"}
+
+
+def with_small_fresh(app: App) -> App:
+    """The app, asking less than a quarter of its candidates of `fresh`."""
+    homepage = app.surfaces["homepage"]
+    sources = tuple(replace(one, quota=5) if one.name == "fresh" else one for one in homepage.sources)
+    return replace(app, surfaces={**app.surfaces, "homepage": replace(homepage, sources=sources)})
+
+
+def test_newest_items_alone_are_no_retrieval(stages: Stages) -> None:
+    """Where only a small source answers, what is remembered is better; a stranger gets the segment's."""
+    few = replace(stages, sources={"fresh": stages.sources["fresh"]}, app=with_small_fresh(stages.app))
+    answer = ask(with_visitor(few, Visitor(remembered=REMEMBERED)))
+    assert (answer.fallback, answer.degraded["retrieve"]) == ("remembered", "too_few_sources")
+    assert ask(few).fallback == "segment"
+
+
+def test_newest_items_alone_are_better_than_nothing(stages: Stages) -> None:
+    """Before the first model, and without a static list, the catalogue's newest items are shown."""
+    few = replace(stages, sources={"fresh": stages.sources["fresh"]}, app=with_small_fresh(stages.app))
+    bare = replace(few, ranker=None, segment_slates={}, static_rows=np.empty(0, np.int32))
+    answer = ask(bare)
+    assert (answer.fallback, rows_of(answer)) == ("in_process", [30, 31, 32, 33, 34])
 
 
 def test_without_sources_and_model_the_last_slate_is_shown(stages: Stages) -> None:
@@ -415,7 +437,7 @@ def test_a_passed_deadline_still_answers(stages: Stages) -> None:
     request = Request("homepage", 5, NOW, stages.clock() - 1.0, "r1", user_key="u#1")
     answer = recommend(request, replace(stages, executor=Never()))
     assert answer.fallback == "segment"
-    assert set(answer.degraded.values()) == {"timeout"}
+    assert set(answer.degraded.values()) == {"timeout", "too_few_sources"}
 
 
 def test_every_response_has_a_record_that_survives_json(stages: Stages) -> None:
