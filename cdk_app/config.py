@@ -43,6 +43,7 @@ class Stage:
     log_days: int = 14
     landing_days: int = 90
     schedule_training: bool = False
+    tuning_budget_s: int = 600  # of each source's job, for the choice of its parameters
     training_instance: str = "ml.m5.xlarge"
     training_image: str = "pytorch-training:2.6.0-cpu-py312-ubuntu22.04-sagemaker"
     training_image_account: str = "763104351884"  # opt-in regions have others: see docs/operations/deploy.md
@@ -57,6 +58,7 @@ STAGES: Mapping[str, Stage] = {
         bundle_dependencies=False,
         authorization="none",
         feature_window_s=0,
+        tuning_budget_s=6,  # a laptop's demo shows the workflow; it is not where parameters are chosen
         landing_batch=2000,
         landing_window_s=2,
     ),
