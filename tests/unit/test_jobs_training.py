@@ -1,0 +1,180 @@
+"""The training jobs end to end on small data: a quality floor, no crash on tiny data, errors told."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from narrows.adapters.tables import read_training_data, write_training_data
+from narrows.ranking import read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+ITEMS = 60
+
+
+def walks(users: int, length: int, seed: int) -> dict[str, list[Any]]:
+    """Visitors who mostly go on to the next item of a ring, and sometimes jump."""
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[Any]] = {"user_id": [], "item_id": [], "time": [], "event_type": [], "weight": []}
+    for user in range(users):
+        item, seen = int(generator.integers(ITEMS)), set[int]()
+        for step in range(length):
+            item = (item + 1) % ITEMS if generator.random() < 0.7 else int(generator.integers(ITEMS))
+            if item not in seen:
+                seen.add(item)
+                values = (f"u{user}", f"i{item}", 1.6e9 + user * 5000 + step * 60.0, "watch", 2.0)
+                for name, value in zip(found, values, strict=True):
+                    found[name].append(value)
+    return found
+
+
+CATALOGUE = {
+    "item_id": [f"i{one}" for one in range(ITEMS + 5)],
+    "genres": [[f"g{one % 4}"] for one in range(ITEMS + 5)],
+    "created_at": [1.5e9 + one * 1e5 for one in range(ITEMS + 5)],
+}
+
+
+def run(job: str, home: Path, training: Path, **channels: Path) -> subprocess.CompletedProcess[str]:
+    """Run a job as SageMaker would: folders and hyperparameters by variables."""
+    model = home / ("sources" if job in ("train_als", "train_covisitation") else job)
+    given = {f"SM_CHANNEL_{name.upper()}": str(path) for name, path in channels.items()}
+    variables = {
+        **os.environ,
+        **given,
+        "SM_CHANNEL_TRAINING": str(training),
+        "SM_MODEL_DIR": str(model),
+        "SM_OUTPUT_DIR": str(home / "output"),
+        "SM_OUTPUT_DATA_DIR": str(home / "output" / "data"),
+        "SM_HPS": json.dumps({"app": "media", "version": "v7", "budget_s": "2", "seed": "3"}),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", f"sagemaker_jobs.{job}"],
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def run_all(home: Path, training: Path) -> dict[str, Any]:
+    """All four jobs; the report."""
+    for job in ("train_als", "train_covisitation"):
+        assert run(job, home, training).returncode == 0
+    done = run("train_ranker", home, training, sources=home / "sources")
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate", home, training, candidate=home / "train_ranker", current=home / "train_ranker")
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads((home / "output" / "data" / "metrics.json").read_text())
+    return report
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The home of a whole run, and its report."""
+    home = tmp_path_factory.mktemp("run")
+    write_training_data(home / "data", walks(250, 14, 0), CATALOGUE)
+    return home, run_all(home, home / "data")
+
+
+def test_every_source_and_both_stages_find_the_next_item(trained: tuple[Path, dict[str, Any]]) -> None:
+    """Seven in ten next items can be known: whoever sees order comes near, and beats popularity."""
+    _, report = trained
+    hits = {name: part["hit_at_10"] for name, part in report["reports"].items()}
+    assert set(hits) == {"als", "covisitation", "popular", "fresh", "two_stage"}
+    assert hits["two_stage"] > 0.6
+    assert hits["covisitation"] > 0.6
+    assert hits["als"] > hits["popular"] + 0.1
+
+
+def test_the_report_says_who_was_asked(trained: tuple[Path, dict[str, Any]]) -> None:
+    """Users, protocol, exclusions, intervals and segments are there; both sides equal are no difference."""
+    _, report = trained
+    assert report["app"] == "media"
+    assert report["users"] == 250
+    assert report["excluded"] == {"too_few_events": 0, "already_seen": 0}
+    assert report["protocol"].startswith("leave-one-out")
+    two_stage = report["reports"]["two_stage"]
+    low, high = two_stage["normalized_discounted_cumulative_gain_at_10_interval"]
+    assert low < two_stage["normalized_discounted_cumulative_gain_at_10"] < high
+    assert report["candidate"]["reports"] == report["current"]["reports"]
+    assert report["difference"]["normalized_discounted_cumulative_gain_at_10"]["mean"] == 0.0
+
+
+def test_the_bundle_is_whole(trained: tuple[Path, dict[str, Any]]) -> None:
+    """Every file of the served bundle stands in its manifest, and so do those of its held-out twin."""
+    home, _ = trained
+    for folder in (home / "train_ranker", home / "train_ranker" / "holdout"):
+        manifest = read_manifest(folder)
+        assert (manifest.version, manifest.app) == ("v7", "media")
+        assert {
+            "als.npz",
+            "covisitation.npz",
+            "popular.npz",
+            "item_stats.npz",
+            "segments.json",
+            "ranker.txt",
+            "metrics.json",
+        } <= set(manifest.files)
+    assert not (home / "train_ranker" / "replay").exists()
+
+
+def test_the_held_out_twin_has_not_seen_what_is_asked(trained: tuple[Path, dict[str, Any]]) -> None:
+    """Its popularity counts one event less for each user."""
+    home, _ = trained
+    data = read_training_data(home / "data").interactions
+    with np.load(home / "train_ranker" / "item_stats.npz") as everything:
+        events = np.expm1(np.nan_to_num(everything["values"][:, 0])).sum()
+    with np.load(home / "train_ranker" / "holdout" / "item_stats.npz") as fewer:
+        held = np.expm1(np.nan_to_num(fewer["values"][:, 0])).sum()
+    assert events == pytest.approx(len(data), rel=1e-3)
+    assert held == pytest.approx(len(data) - data.user_count, rel=1e-3)
+
+
+def test_tiny_data_train_without_a_ranker(tmp_path: Path) -> None:
+    """Users of one or two events, some unmeasurable: no crash, fused ranks serve, and the reason is kept."""
+    rows = {
+        "user_id": ["a", "b", "b", "c", "c", "d", "d"],
+        "item_id": ["1", "1", "2", "2", "2", "3", "1"],
+        "time": [1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 5.0],
+        "event_type": ["click"] * 7,
+        "weight": [1.0] * 7,
+    }
+    write_training_data(tmp_path / "data", rows, {})
+    report = run_all(tmp_path, tmp_path / "data")
+    assert report["users"] == 2
+    assert report["excluded"] == {"too_few_events": 1, "already_seen": 1}
+    kept = json.loads((tmp_path / "train_ranker" / "metrics.json").read_text())
+    assert "fused ranks serve" in kept["reason"]
+    assert not (tmp_path / "train_ranker" / "ranker.txt").exists()
+
+
+def test_a_failed_job_says_why(tmp_path: Path) -> None:
+    """Without input, the failure file tells the channel and the exit status is not zero."""
+    (tmp_path / "empty").mkdir()
+    done = run("train_als", tmp_path, tmp_path / "empty")
+    assert done.returncode == 1
+    assert "interactions/*.parquet" in (tmp_path / "output" / "failure").read_text()
+
+
+def test_what_cannot_be_counted_is_left_out_and_told(tmp_path: Path) -> None:
+    """Events without an item, without a time, or worth nothing."""
+    rows = {
+        "user_id": ["a", None, "a", "a", "b"],
+        "item_id": ["1", "1", None, "2", "1"],
+        "time": [1.0, 2.0, 3.0, None, 5.0],
+        "weight": [1.0, 1.0, 1.0, 1.0, 0.0],
+    }
+    write_training_data(tmp_path, rows, {"item_id": ["9"], "genres": [["x"]]})
+    data = read_training_data(tmp_path)
+    assert len(data.interactions) == 1
+    assert data.left_out == {"without_user_or_item": 2, "without_time": 1, "worth_nothing": 1}
+    assert "9" in data.interactions.item_ids
