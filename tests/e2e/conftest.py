@@ -106,16 +106,23 @@ def _speaking_to(endpoint: str) -> dict[str, str]:
 
 def _publish(cloud: Cloud, scratch: Path) -> None:
     snapshot = write_snapshot(scratch / "snapshot", FIRST)
-    write_bundle(scratch / "model", snapshot, FIRST)
+    write_bundle(scratch / "model", snapshot, FIRST, likes=("covisitation.scaled", 1.0))
     cloud.objects().upload(scratch / "snapshot", f"snapshots/{FIRST}")
     cloud.objects().upload(scratch / "model", f"models/{FIRST}")
     cloud.move(snapshot_pointer(APP), f"snapshots/{FIRST}", FIRST, None)
     cloud.move(model_pointer(APP), f"models/{FIRST}", FIRST, None)
 
 
-def until_served(cloud: Cloud, version: str) -> None:
-    """Wait until the API says that it serves this model."""
-    deadline = time.monotonic() + 60
-    while cloud.call("/api/health")[1]["model_version"] != version:
-        assert time.monotonic() < deadline, cloud.call("/api/health")
-        time.sleep(0.2)
+def until_served(cloud: Cloud, version: str, times: int = 1) -> None:
+    """Wait until the API has said so many times in a row that it serves this model."""
+    deadline = time.monotonic() + 90
+    health: Any = None
+    same = 0
+    while same < times:
+        assert time.monotonic() < deadline, f"{version} is not served: {health}"
+        try:
+            _, health = cloud.call("/api/health")
+        except OSError as gone:  # a worker that is just being started again
+            health = {"model_version": repr(gone)}
+        same = same + 1 if health["model_version"] == version else 0
+        time.sleep(0.1)

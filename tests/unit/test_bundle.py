@@ -57,8 +57,15 @@ def write_snapshot(directory: Path, version: str) -> ItemSnapshot:
     return open_base(directory)
 
 
-def write_bundle(directory: Path, snapshot: ItemSnapshot, version: str, *, app: str = "megashop") -> None:
-    """A whole bundle, its model trained to like cheap items."""
+def write_bundle(
+    directory: Path,
+    snapshot: ItemSnapshot,
+    version: str,
+    *,
+    app: str = "megashop",
+    likes: tuple[str, float] = ("price.value", -1.0),
+) -> None:
+    """A whole bundle, its model trained to like what the feature tells, with its sign: cheap items."""
     directory.mkdir()
     generator = np.random.default_rng(0)
     users, items = generator.integers(0, 30, 600), generator.integers(0, 60, 600)
@@ -77,8 +84,8 @@ def write_bundle(directory: Path, snapshot: ItemSnapshot, version: str, *, app: 
     sources = load_sources(directory, snapshot.rows, snapshot.size, created=snapshot.columns["created_at"])
     spec = VectorSpec.over(sources, snapshot)
     matrix = generator.random((400, len(spec.names)))
-    price = spec.names.index("price.value")
-    data = lightgbm.Dataset(matrix, label=-matrix[:, price])
+    feature, sign = likes
+    data = lightgbm.Dataset(matrix, label=sign * matrix[:, spec.names.index(feature)])
     settings = {"objective": "regression", "verbosity": -1, "num_threads": 1, "min_data_in_leaf": 5}
     lightgbm.train(settings, data, num_boost_round=5).save_model(directory / "ranker.txt")
     manifest = ModelManifest(
