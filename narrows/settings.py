@@ -71,7 +71,10 @@ class Diversity:
 
 @dataclass(frozen=True)
 class Surface:
-    """One place where recommendations are shown, and how they are made there."""
+    """One place where recommendations are shown, and how they are made there.
+
+    `exclude_seen` leaves out the items of the visitor's events with the app's highest label: bought, watched.
+    """
 
     name: str
     deadline_ms: float

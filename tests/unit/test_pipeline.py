@@ -383,6 +383,15 @@ def test_context_items_are_seeds_and_never_recommended(stages: Stages) -> None:
     assert asked(stages).seeds.tolist() == []
 
 
+def test_the_gate_has_the_last_word(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though an earlier stage let everything through, what is blocked is not in the slate."""
+    monkeypatch.setattr("narrows.ladder._eligible", lambda run, question, candidates: candidates)
+    policy = stages.policy.apply([Change("block", "item-34", True, 1)], 1, NOW)
+    answer = ask(replace(stages, policy=policy), limit=3)
+    assert (answer.fallback, rows_of(answer)) == ("full", [33, 32])
+    assert answer.record.gate == {"blocked": 1}
+
+
 def test_do_not_show_holds_on_every_rung(stages: Stages) -> None:
     """An item that the visitor does not want is in no slate, also not in one that was made earlier."""
     hidden = state_after(stages, hidden=(34, 17, 10, 20, 38))
