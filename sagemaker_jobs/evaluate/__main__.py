@@ -42,7 +42,9 @@ def evaluate(container: Container) -> None:
                 folder = _bundle(unpacked(container.channel(side), Path(scratch) / side))
                 sides[side] = measure(folder, container, data, held)
                 progress.say(f"{side}: {MAIN} {mean(gain_at(sides[side]['two_stage'].ranks, 10)):.4f}")
-    write_json(container.output_data / "metrics.json", _content(container, held, sides, seed))
+    content = _content(container, held, sides, seed)
+    for folder in (container.output_data, container.model):  # for people, and for the workflow's next state
+        write_json(folder / "metrics.json", content)
 
 
 def measure(folder: Path, container: Container, data: TrainingSet, held: Cases) -> dict[str, Found]:
