@@ -22,6 +22,7 @@ from narrows.snapshot import ItemSnapshot
 from narrows.visitor import VisitorReader
 
 NONE_ELIGIBLE = "none_eligible"
+STATIC = "static"
 ENOUGH = 0.25
 """Of all candidates that a surface asks for, the part that must have been asked of sources that answered."""
 
@@ -143,7 +144,7 @@ def _segment(run: Run, question: Question) -> Offer:
 
 
 def _static(run: Run, question: Question) -> Offer:
-    return _listed("static", run, question, run.stages.static_rows)
+    return _listed(STATIC, run, question, run.stages.static_rows)
 
 
 _RUNGS: Mapping[str, Callable[[Run, Question], Offer]] = {
@@ -152,10 +153,10 @@ _RUNGS: Mapping[str, Callable[[Run, Question], Offer]] = {
     "in_process": _in_process,
     "last_slate": _last_slate,
     "segment": _segment,
-    "static": _static,
+    STATIC: _static,
 }
-_WITHOUT_VISITOR = frozenset({"segment", "static"})
-_FILLERS = ("last_slate", "segment", "static")
+_WITHOUT_VISITOR = frozenset({"segment", STATIC})
+_FILLERS = ("last_slate", "segment", STATIC)
 
 
 def _retrieve(run: Run, question: Question) -> Candidates:
@@ -194,13 +195,16 @@ def _eligible(run: Run, question: Question, candidates: Candidates) -> Candidate
     return candidates.take(np.flatnonzero(_judge(run, question, candidates.rows)))
 
 
-def _judge(run: Run, question: Question, rows: Rows) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _judge(
+    run: Run, question: Question, rows: Rows, *, vouched: bool = False
+) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     verdict = gate(
         rows,
         state=run.stages.policy,
         rules=run.stages.app.rules,
         context=question.context,
         now=run.request.now,
+        vouched=vouched,
     )
     for reason, count in verdict.reasons.items():
         run.dropped[reason] = run.dropped.get(reason, 0) + count
@@ -256,7 +260,7 @@ def places(candidates: Candidates, rows: Rows) -> np.ndarray[tuple[int], np.dtyp
 def _listed(rung: str, run: Run, question: Question, rows: Rows) -> Offer:
     """A list that was made earlier, without what is unknown now, excluded, or against the rules."""
     rows = rows[(rows >= 0) & ~np.isin(rows, question.query.exclude)]
-    rows = rows[_judge(run, question, rows)]
+    rows = rows[_judge(run, question, rows, vouched=rung == STATIC)]
     return Offer(rung, [Line(row, None, rung) for row in dict.fromkeys(rows.tolist())])
 
 
@@ -277,7 +281,11 @@ def filled(run: Run, question: Question, offer: Offer) -> list[Line]:
 
 def allowed(run: Run, question: Question, lines: list[Line]) -> list[Line]:
     """What the gate passes: the last word on every path."""
-    allowed = _judge(run, question, np.array([line.row for line in lines], np.int32))
+    rows = np.array([line.row for line in lines], np.int32)
+    vouched = np.array([line.source == STATIC for line in lines], np.bool_)
+    allowed = np.zeros(len(lines), np.bool_)
+    for part in (False, True):
+        allowed[vouched == part] = _judge(run, question, rows[vouched == part], vouched=part)
     return [line for line, passes in zip(lines, allowed, strict=True) if passes]
 
 

@@ -177,18 +177,25 @@ class Verdict:
 
 
 def gate(
-    rows: Rows, *, state: PolicyState, rules: Sequence[Rule], context: GateContext, now: float
+    rows: Rows,
+    *,
+    state: PolicyState,
+    rules: Sequence[Rule],
+    context: GateContext,
+    now: float,
+    vouched: bool = False,
 ) -> Verdict:
     """Judge the rows by every rule; one whose data is too old or unknown drops or passes all, as it declares.
 
-    A drop is counted under the rule's name, under "<name>:stale" when only the age of the data caused it, and
-    under "unknown_item" for a row that the state does not cover.
+    `vouched` rows come from a list that the rules allowed when it was built: every known fact still drops
+    them, the age of the facts does not. A drop is counted under the rule's name, under "<name>:stale" when
+    only the age of the data caused it, and under "unknown_item" for a row that the state does not cover.
     """
     covered = (rows >= 0) & (rows < state.size)
     names = np.full(len(rows), UNKNOWN_ITEM, object)
     open_ = covered.copy()
     for rule in rules:
-        name, dropped = _judge(rule, np.where(covered, rows, 0), state, context, now)
+        name, dropped = _judge(rule, np.where(covered, rows, 0), state, context, now, vouched)
         names[open_ & dropped] = name
         open_ &= ~dropped
     names[open_] = ""
@@ -196,7 +203,9 @@ def gate(
     return Verdict(open_, tuple(names), dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
 
-def _judge(rule: Rule, rows: Rows, state: PolicyState, context: GateContext, now: float) -> tuple[str, Bits]:
+def _judge(
+    rule: Rule, rows: Rows, state: PolicyState, context: GateContext, now: float, vouched: bool
+) -> tuple[str, Bits]:
     """The name to count the drops under, and which of the rows are dropped."""
     if rule.name == "do_not_show":
         stale, dropped = context.do_not_show is None, _hidden(rows, context.do_not_show)
@@ -204,7 +213,7 @@ def _judge(rule: Rule, rows: Rows, state: PolicyState, context: GateContext, now
         age_s = state.age_s(now)
         stale = age_s == float("inf") or (rule.max_age_s is not None and age_s > rule.max_age_s)
         dropped = _listed(rule, rows, state, context)
-    if stale and rule.after == "closed":
+    if stale and rule.after == "closed" and not vouched:
         return f"{rule.name}:stale", np.ones(len(rows), np.bool_)
     return rule.name, dropped
 

@@ -305,6 +305,13 @@ def test_without_files_the_static_list_answers(stages: Stages) -> None:
     assert answer.slate[0].reason == "Best sellers"
 
 
+def test_before_the_policy_log_answers_only_the_static_list_is_shown(stages: Stages) -> None:
+    """Its items were allowed when it was built; nothing else can be judged yet, not even as filling."""
+    unheard = PolicyState.over(stages.snapshot)
+    answer = ask(replace(stages, policy=unheard), limit=5)
+    assert (answer.fallback, rows_of(answer)) == ("static", [38, 39])
+
+
 def test_where_the_rules_leave_nothing_the_slate_is_empty(stages: Stages) -> None:
     """Everything is blocked on every rung: an empty list, named, with a record."""
     changes = [Change("block", item, True, number) for number, item in enumerate(ITEMS, start=1)]

@@ -57,6 +57,20 @@ def test_every_rule_drops_its_items_and_counts_them() -> None:
     assert verdict.reasons == {"do_not_show": 1, "region": 1, "stock": 1, "blocked": 1, "unknown_item": 2}
 
 
+def test_the_age_of_the_facts_does_not_drop_what_was_judged_when_it_was_built() -> None:
+    """A log that never answered drops everything else; what is known is dropped from every list."""
+    rows = np.arange(len(ITEMS), dtype=np.int32)
+    unheard = PolicyState.empty(rows_of, len(ITEMS))
+    asked = {"rules": RULES, "context": KNOWN, "now": 0.0}
+    assert not gate(rows, state=unheard, **asked).allowed.any()
+    assert gate(rows, state=unheard, vouched=True, **asked).allowed.all()
+    late = {**asked, "now": 1e6}
+    heard = fresh(Change("stock", "b", False, 1))
+    assert not gate(rows, state=heard, **late).allowed.any()
+    verdict = gate(rows, state=heard, vouched=True, **late)
+    assert (verdict.allowed.tolist(), verdict.reasons) == ([True, False, True, True], {"stock": 1})
+
+
 def test_a_change_back_lifts_the_rule() -> None:
     """Unblocked, restocked and released items pass again."""
     state = fresh(
