@@ -1,4 +1,4 @@
-"""The page in a real browser: every visible element from known answers of a stand-in API."""
+"""The page in a real browser: every element from a stand-in's known answers, then the local cloud itself."""
 
 import os
 import shutil
@@ -256,6 +256,39 @@ def test_every_input_has_a_name(opened: Page) -> None:
     )
     assert all(names)
     assert opened.locator("#announcement").get_attribute("aria-live") == "polite"
+
+
+@pytest.mark.local
+def test_page_of_the_local_cloud_reacts_to_three_clicks(page: Page, request: pytest.FixtureRequest) -> None:
+    """Anonymous on the homepage: three clicks fill the history and change the slate, through the streams."""
+    cloud = request.getfixturevalue("cloud")  # not started where the browser is missing
+    page.goto(cloud.page)
+    page.get_by_label("Surface").select_option("homepage")
+    expect(page.locator(".card")).to_have_count(12)
+    until_full(page)
+    before, clicked = slate(page), []
+    for _ in range(3):
+        item_id = next(one for one in slate(page)[4:] if one not in clicked)
+        clicked.append(item_id)
+        page.locator(f'[data-item-id="{item_id}"] button').click()
+        expect(page.locator("#change")).to_contain_text(f"{item_id} ", timeout=15_000)
+        expect(page.locator("#cards")).to_have_attribute("aria-busy", "false", timeout=15_000)
+    until_full(page)
+    history = page.locator("#history .what").all_inner_texts()
+    assert history == clicked[::-1]
+    assert slate(page) != before
+    assert pairs(page, "ids")["model"] == cloud.call("/api/health")[1]["model_version"]
+    assert page.locator("#app-name").inner_text() == "megashop"
+
+
+def until_full(page: Page) -> None:
+    """Ask until the first rung answers: on a busy machine some requests miss the surface's deadline."""
+    for _ in range(40):
+        if page.locator("#ladder .here").all_inner_texts() == ["Full"]:
+            return
+        page.get_by_role("button", name="Recommend").click()
+        page.wait_for_timeout(250)
+    raise AssertionError(page.locator("#ladder .here").all_inner_texts())
 
 
 LOWEST_CONTRAST = """() => {
