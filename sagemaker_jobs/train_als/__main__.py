@@ -86,7 +86,7 @@ def _quality(model: als.Als, data: TrainingSet, held: Cases) -> float:
     """What a source of candidates is for: items found among the first hundred, the earlier the better."""
     source = model.bind(data.rows_of, data.log.item_count)
     ranks = find(held, partial(first_hundred, source)).ranks
-    return mean(hit_at(ranks, 100)) + mean(gain_at(ranks, 10))
+    return float(mean(hit_at(ranks, 100)) + mean(gain_at(ranks, 10)))
 
 
 def _cost(params: als.Params) -> float:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,13 @@ import numpy as np
 import pytest
 
 from narrows.adapters.tables import read_training_data, write_training_data
+from narrows.evaluation.leave_one_out import cases
 from narrows.ranking import read_manifest
+from narrows.retrieval import gather
+from sagemaker_jobs.container import Container
+from sagemaker_jobs.from_files import evaluate_from_files, train_from_files
+from sagemaker_jobs.replay import funnel_of
+from sagemaker_jobs.training_set import funnel, read
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 60
@@ -178,3 +186,40 @@ def test_what_cannot_be_counted_is_left_out_and_told(tmp_path: Path) -> None:
     assert len(data.interactions) == 1
     assert data.left_out == {"without_user_or_item": 2, "without_time": 1, "worth_nothing": 1}
     assert "9" in data.interactions.item_ids
+
+
+def test_in_one_process_without_tuning(tmp_path: Path) -> None:
+    """Small data give a bundle and a report in seconds; the same seed gives the same report."""
+    write_training_data(tmp_path / "data", walks(60, 8, 1), CATALOGUE)
+    found = []
+    for name in ("one", "two"):
+        bundle = train_from_files(tmp_path / "data", tmp_path / name, app="media", seed=5, budget_s=0)
+        found.append(evaluate_from_files(tmp_path / "data", bundle, app="media"))
+    assert found[0] == found[1]
+    assert found[0]["users"] == 60
+
+
+def test_replayed_candidates_are_those_that_serving_gathers(trained: tuple[Path, dict[str, Any]]) -> None:
+    """The union of training equals the union of `gather` with every source in time."""
+    home, _ = trained
+    container = Container(home, home, home, home, {"training": home / "data"}, {"app": "media"})
+    data = read(container)
+    quotas, most = funnel(container)
+    stages = funnel_of(home / "train_ranker" / "holdout", data, quotas, most)
+    held = cases(data.log)
+    with ThreadPoolExecutor(4) as executor:
+        for case in range(0, len(held), 25):
+            asked = held.query(case)
+            gathered = gather(
+                stages.sources,
+                quotas,
+                asked,
+                deadline=time.monotonic() + 60,
+                budget_s=600,
+                clock=time.monotonic,
+                executor=executor,
+            )
+            ours = stages.candidates(asked)
+            assert not gathered.failures
+            assert np.array_equal(ours.rows, gathered.candidates.rows)
+            assert np.array_equal(ours.ranks, gathered.candidates.ranks)
