@@ -11,11 +11,12 @@ from typing import Literal, cast
 
 from narrows.environment import environment as environment
 from narrows.errors import Problem, SettingsError
+from narrows.features.declarations import FeatureDeclaration, Parameter
+from narrows.features.registry import check
 from narrows.toml_reading import Table, choose, duration_s, read_json_texts, read_toml
 
 Seed = Literal["history", "item", "cart"]
 After = Literal["closed", "open"]
-Parameter = float | int | str | bool | tuple[str, ...]
 
 SOURCE_NAMES = ("als", "covisitation", "popular", "fresh")
 RUNGS = ("full", "remembered", "in_process", "last_slate", "segment", "static")
@@ -89,30 +90,6 @@ class Surface:
 
 
 @dataclass(frozen=True)
-class FeatureDeclaration:
-    """A feature as data; the registry turns it into a kind.
-
-    `parameters` holds every key of the declaration that is not a field here. A duration there is given in
-    seconds under its name with `_s`: `half_life = "7d"` becomes `half_life_s: 604800.0`. By kind: `count`
-    none; `decayed_count` half_life_s; `smoothed_rate` per (event types of the denominator), prior_successes,
-    prior_trials and, where it decays, half_life_s; `last_n` keep.
-    """
-
-    name: str
-    kind: str
-    scope: str
-    events: tuple[str, ...]
-    owner: str
-    description: str
-    default: float
-    parameters: Mapping[str, Parameter]
-    value: str | None
-    where: Mapping[str, str | float | bool]
-    freshness_s: float | None
-    sensitivity: str
-
-
-@dataclass(frozen=True)
 class Rule:
     """A rule of the gate; over data older than `max_age_s`, "closed" drops the item, "open" lets it pass."""
 
@@ -167,8 +144,6 @@ class App:
 
 def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     """Read the app in this folder; SettingsError lists every mistake of every file at once."""
-    from narrows.features.registry import check  # the registry reads the declarations defined above
-
     problems: list[Problem] = []
     app = read_toml(path / "app.toml", problems)
     name = app.text("name", known=(path.resolve().name,))

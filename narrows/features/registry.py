@@ -11,8 +11,8 @@ from typing import Any
 
 from narrows.errors import Problem, SettingsError
 from narrows.events import Event, nearest
+from narrows.features.declarations import FeatureDeclaration
 from narrows.features.kinds import KINDS, Count, DecayedCount, Kind, LastN, Selection, SmoothedRate, State
-from narrows.settings import FeatureDeclaration
 
 FILE = "features.toml"
 VISITOR_SCOPES = frozenset({"visitor", "user", "session"})

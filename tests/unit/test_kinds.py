@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from narrows.errors import SettingsError
 from narrows.events import Event
+from narrows.features.declarations import FeatureDeclaration
 from narrows.features.kinds import KINDS, Count, DecayedCount, Kind, LastN, Selection, SmoothedRate, State
 from narrows.features.registry import FeatureSet, check, sensitive_word
-from narrows.settings import FeatureDeclaration
 
 CLICKS = Selection(frozenset({"click"}))
 VIEWS = Selection(frozenset({"view"}))
