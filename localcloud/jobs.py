@@ -223,8 +223,8 @@ def run_training_job(
     """Run a training program on folders of this machine, under the same contract as in SageMaker.
 
     `program` is a module (`sagemaker_jobs.train_als`) or the path of a .py file. What it saves as its model
-    is in `model_dir` afterwards, its other output in `output_dir`. Raises JobFailed with the reason that the job
-    gave.
+    is in `model_dir` afterwards, its other output in `output_dir`. Raises JobFailed with the reason that the
+    job gave.
     """
     missing = [f"{name}: {path}" for name, path in channels.items() if not path.exists()]
     if missing:

@@ -2,7 +2,8 @@
 
 CreateTrainingJob, DescribeTrainingJob, StopTrainingJob and ListTrainingJobs are ours; the rest of SageMaker
 is moto's. The program comes in script mode: hyperparameters `sagemaker_program` and
-`sagemaker_submit_directory` (an `s3://` .tar.gz), as the SageMaker SDK writes them. The image is not run; this machine's Python is.
+`sagemaker_submit_directory` (an `s3://` .tar.gz), as the SageMaker SDK writes them. The image is
+not run; this machine's Python is.
 """
 
 from __future__ import annotations

@@ -41,9 +41,10 @@ from moto.stepfunctions.parser.asl.component.state.exec.state_task.service.state
 )
 from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
 from moto.stepfunctions.parser.asl.jsonata import jsonata as asl_jsonata
-from moto.stepfunctions.parser.asl.utils import boto_client
+from moto.stepfunctions.parser.asl.utils import boto_client, json_path
 from moto.stepfunctions.parser.asl.utils.encoding import to_json_str
 
+MANY_PLACES = re.compile(r"\.\.|[*?@]|\(|\[[^\]]*[:,]")
 JOB = re.compile(r"create_(\w+_job)")
 CREDENTIALS = {"aws_access_key_id": "local", "aws_secret_access_key": "local"}
 TIMES_IN_MILLISECONDS = ("glue", "sagemaker")
@@ -144,6 +145,7 @@ def install(endpoint: str) -> None:
     """Correct moto's interpreter and let its tasks call the AWS at `endpoint`."""
     default_user_config["stepfunctions"]["execute_state_machine"] = True  # else executions only pretend
     _rebind("boto_client_for", boto_client.boto_client_for, Clients(endpoint))
+    _rebind("extract_json", json_path.extract_json, _value_at)
     _rebind("state_task_service_for", state_task_service_factory.state_task_service_for, _service_for)
     # Without a callback endpoint every glue .sync task ends in 'NoneType' has no attribute 'interrupt_all'.
     state_task_service_glue._SUPPORTED_INTEGRATION_PATTERNS.add(ResourceCondition.WaitForTaskToken)
@@ -167,6 +169,19 @@ _FACTORY = state_task_service_factory.state_task_service_for
 
 def _service_for(service_name: str) -> Any:
     return TrainingTask() if service_name == "sagemaker" else _FACTORY(service_name)
+
+
+_EXTRACT = json_path.extract_json
+
+
+def _value_at(path: str, data: Any) -> Any:
+    """A path that can only lead to one place gives what is there; moto gives `$.list[0].field` inside a list."""
+    if MANY_PLACES.search(path):
+        return _EXTRACT(path, data)
+    found = json_path.parse(path).find(data)
+    if not found:
+        raise json_path.NoSuchJsonPathError(json_path=path, data=data)
+    return found[0].value
 
 
 def _evaluated(expression: str) -> Any:
