@@ -80,7 +80,7 @@ class World:
         return [
             {
                 "item_id": item_id,
-                "title": f"{self._brand_name(i)} {self._category_names(i)[0]} {i}",
+                "title": f"{self._brand_name(i)} {i}",
                 "description": f"{' and '.join(self._category_names(i))} by {self._brand_name(i)}",
                 "category": self._category_names(i),
                 "brand": self._brand_name(i),
