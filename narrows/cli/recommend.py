@@ -9,6 +9,7 @@ from typing import Any
 from narrows.cli.api_client import Api
 from narrows.cli.console import CommandFailed, Console
 from narrows.cli.places import Places
+from narrows.cli.slates import item_ids, shown_score
 from narrows.settings import App
 
 DESCRIPTION = """\
@@ -42,14 +43,14 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     app = places.app(arguments.app)
     surface = _surface(arguments.surface, app)
     if arguments.api:
-        answer = Api(arguments.api).recommend(surface, _body(arguments))
+        answer: Mapping[str, Any] = Api(arguments.api).recommend(surface, _body(arguments))
     else:
         from narrows.cli.offline import recommend_from_files  # loads the bundle and the imported history
 
         answer = recommend_from_files(places, app, surface, arguments)
     rows = [
-        (one["position"], one.get("item_id") or one.get("product_id"), f"{one['score']:.3f}", one["reason"])
-        for one in answer["recommendations"]
+        (one["position"], item, shown_score(one), one["reason"])
+        for one, item in zip(answer["recommendations"], item_ids(answer), strict=True)
     ]
     console.table(("#", "item", "score", "reason"), rows)
     console.say(f"fallback: {answer.get('fallback')}   model: {answer.get('model_version')}")

@@ -27,11 +27,16 @@ def show(
     console.say()
     console.say(f"{title}   fallback: {answer.get('fallback')}   model: {answer.get('model_version')}")
     rows = [
-        (one["position"], item, names.get(item, ""), f"{one['score']:.3f}", one["reason"])
+        (one["position"], item, names.get(item, ""), shown_score(one), one["reason"])
         for one, item in zip(answer["recommendations"], item_ids(answer), strict=True)
     ]
     console.table(("#", "item", "title", "score", "reason"), rows)
     console.say(curl)
+
+
+def shown_score(one: Mapping[str, Any]) -> str:
+    """An item's score; a list that was made earlier has none."""
+    return "" if one["score"] is None else f"{one['score']:.3f}"
 
 
 def three_slates(api: Api, market: Market, console: Console, *, stamp: str) -> dict[str, Any]:

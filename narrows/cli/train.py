@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from narrows.adapters.imported_data import item_table
+from narrows.adapters.publishing import write_snapshot
 from narrows.cli.console import CommandFailed, Console
 from narrows.cli.places import Places
 from narrows.cli.steps import Steps
@@ -42,6 +44,7 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     app = places.app(arguments.app)
     data = imported(places, app.name)
     version = datetime.fromtimestamp(time.time(), UTC).strftime("v%Y%m%dT%H%M%S")
+    items = item_table(data, app.catalogue.id)
     training = _Training(places, app.name, data, version)
     steps = Steps(console, 2)
     steps.begin("sources", "ALS and co-visitation, side by side")
@@ -49,6 +52,7 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
         list(pool.map(training.source, SOURCE_JOBS))
     steps.begin("ranker", "LambdaMART over what the sources find")
     training.ranker()
+    write_snapshot(snapshot_folder(places, app.name, version), app, items, version=version)
     bundle = training.finish()
     steps.table()
     console.say(f"bundle: {bundle}\nnext: narrows evaluate --app {app.name}")
@@ -72,6 +76,11 @@ def current_bundle(places: Places, app: str) -> Path:
             f"no model for {app} in {places.models(app)}; run narrows train --app {app} first"
         )
     return places.models(app) / pointer.read_text(encoding="utf-8").strip()
+
+
+def snapshot_folder(places: Places, app: str, version: str) -> Path:
+    """Where the item snapshot that belongs to a bundle is."""
+    return places.home / "apps" / app / "snapshots" / version
 
 
 class _Training:
