@@ -40,7 +40,7 @@ WARM_UP_S = 0.5
 
 @dataclass(frozen=True)
 class Settings:
-    """The variables of this function; the last two are optional."""
+    """The variables of this function; without `lightgbm_library` the installed package is looked for."""
 
     app: str
     bucket: str
@@ -52,6 +52,7 @@ class Settings:
     pseudonym_secret: str
     aws_region: str
     narrows_cache: str = ""
+    lightgbm_library: str = ""
     aws_lambda_runtime_api: str = ""
 
 
@@ -190,7 +191,8 @@ def _refresher(settings: Settings, app: App, stages: Stages) -> Refresher:
     objects = S3Objects(client("s3", read_timeout_s=20, connect_timeout_s=0.5, attempts=2), settings.bucket)
     patient = client("dynamodb", read_timeout_s=1, connect_timeout_s=0.25)
     jitter = random.Random()
-    cellar = Cellar(app, _cache(settings), objects.download)
+    library = Path(settings.lightgbm_library) if settings.lightgbm_library else None
+    cellar = Cellar(app, _cache(settings), objects.download, library=library)
     return Refresher(
         stages,
         policy_log=DynamoPolicyLog(patient, settings.policy_table, replica=jitter.randrange(REPLICAS)),

@@ -218,16 +218,27 @@ class Live:
 class Cellar:
     """Copies what is live into a local folder and loads it; keeps only what is in use."""
 
-    def __init__(self, app: App, directory: Path, download: Callable[[str, Path], object]) -> None:
-        """`download(prefix, folder)` copies every file under a prefix; it raises when it cannot."""
+    def __init__(
+        self,
+        app: App,
+        directory: Path,
+        download: Callable[[str, Path], object],
+        *,
+        library: Path | None = None,
+    ) -> None:
+        """`download(prefix, folder)` copies every file under a prefix; it raises when it cannot.
+
+        `library` is LightGBM's, by default the one of the installed package.
+        """
         self._app = app
+        self._library = library
         self._directory = directory
         self._download = download
 
     def load(self, live: Live) -> Serving:
         """Load the live model and snapshot, copying what is not here yet; SnapshotError for a damaged one."""
         model, snapshot = self._copied("model", live.model), self._copied("snapshot", live.snapshot)
-        serving = load_serving(self._app, model, snapshot)
+        serving = load_serving(self._app, model, snapshot, library=self._library)
         if snapshot is not None and "snapshot" in serving.problems:
             shutil.rmtree(snapshot)
             raise SnapshotError(f"{snapshot}: damaged; it is copied again at the next refresh")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from narrows.adapters import lightgbm
 from narrows.adapters.control import DynamoControlTable
 from narrows.adapters.dynamodb import DynamoStateStore
 from narrows.adapters.s3 import S3Objects
@@ -67,6 +68,26 @@ def trained(moto: servers.Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     object.__setattr__(surface, "deadline_ms", 5_000.0)
     yield one
     stop(one.module)
+
+
+def test_the_library_is_where_the_deployment_says(
+    moto: servers.Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A function's bundle has LightGBM's library without its package: LIGHTGBM_LIBRARY leads to it."""
+    library = lightgbm.find_library()
+
+    def not_installed() -> Path:
+        raise lightgbm.LibraryUnavailable("there is no package in a function's bundle")
+
+    monkeypatch.setattr(lightgbm, "find_library", not_installed)
+    one = Trained(moto, monkeypatch, tmp_path / "cache")
+    one.variables |= {"APP": "megashop", "LIGHTGBM_LIBRARY": str(library)}
+    one.publish(tmp_path)
+    one.start()
+    stages = one.module.FRONT.stages
+    stop(one.module)
+    assert stages.problems == {}
+    assert stages.ranker is not None
 
 
 def test_a_full_answer(trained: Trained) -> None:
