@@ -140,7 +140,11 @@ class DecisionStream:
                 records = list(self._buffer)
                 self._buffer.clear()
             entries = [entry for entry in map(self._entry, records) if entry is not None]
-            failed = put_records(self._client, self._stream, entries, attempts=2)
+            try:
+                failed = put_records(self._client, self._stream, entries, attempts=2)
+            except Exception as error:  # noqa: BLE001  # it would end the thread, and Lambda waits for that thread
+                self.lost[type(error).__name__] += len(entries)
+                return
             self.sent += len(entries) - len(failed)
             self.lost.update(failed.values())
 

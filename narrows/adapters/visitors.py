@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
 from typing import Any
 
-from narrows.errors import NarrowsError
 from narrows.features.state import StateStore, UnreadableState, VisitorState
 from narrows.visitor import SlateStore, Visitor
 
@@ -104,7 +103,7 @@ class StoredVisitors:
             return None
         try:
             return future.result()
-        except NarrowsError as error:
+        except Exception as error:  # noqa: BLE001  # whatever a store raises, the visitor is only unknown
             failures[name] = type(error).__name__
             return None
 

@@ -104,6 +104,19 @@ def test_records_that_cannot_be_written_or_stored_are_counted() -> None:
     assert (strange.sent, strange.lost) == (1, {"unwritable": 1})
 
 
+def test_a_flush_survives_whatever_the_client_raises() -> None:
+    """The thread that flushes must live: Lambda waits for it before it takes the next invocation."""
+
+    class Broken:
+        def put_records(self, **_: Any) -> Any:
+            raise RuntimeError("not an error of AWS")
+
+    stream = DecisionStream(Broken(), "decisions")
+    stream.append(decided(1))
+    stream.flush()
+    assert (stream.sent, stream.lost) == (0, {"RuntimeError": 1})
+
+
 def test_the_thread_flushes_by_age_and_by_number() -> None:
     """One record is sent when it is old enough, many as soon as they are many."""
     kinesis = Kinesis()

@@ -126,6 +126,20 @@ def test_one_visitors_damaged_bytes_do_not_close_the_store(
     assert visitors.read("s#1", None, "feed", now=NOW, timeout_s=2).failures == {}
 
 
+def test_a_row_of_another_shape_is_a_failure_and_no_crash(
+    executor: ThreadPoolExecutor, states: States
+) -> None:
+    """Whatever a store raises, the request goes on without that part."""
+
+    class Slates(MemorySlateStore):
+        def read(self, key: str, surface: str, *, now: float) -> Remembered | None:
+            raise KeyError("slate")
+
+    visitor = read(StoredVisitors(states, Slates(), executor=executor, clock=Clock()))
+    assert visitor.failures == {"slates": "KeyError"}
+    assert visitor.user is not None
+
+
 def test_only_one_request_probes_in_a_pause() -> None:
     """A store that comes back is not met by everybody at once."""
     clock = Clock()
