@@ -110,15 +110,17 @@ class PolicyState:
 
         The newest version of a fact wins, so a change that comes twice or late alters nothing.
         """
-        facts = dict(self.facts)
         fresh: dict[tuple[str, str], Change] = {}
         for change in changes:
             key = (change.kind, change.item_id)
-            if key not in facts or facts[key].version < change.version:
-                facts[key] = fresh[key] = change
+            before = fresh.get(key) or self.facts.get(key)
+            if before is None or before.version < change.version:
+                fresh[key] = change
         version = max([self.version, version, *(change.version for change in fresh.values())])
-        known = replace(self, version=version, refreshed_at=max(self.refreshed_at, now), facts=facts)
-        return _drawn(known, list(fresh.values())) if fresh else known
+        known = replace(self, version=version, refreshed_at=max(self.refreshed_at, now))
+        if not fresh:
+            return known  # as after most polls: a million facts are not copied to say that none changed
+        return _drawn(replace(known, facts={**self.facts, **fresh}), list(fresh.values()))
 
     def bind(self, snapshot: ItemSnapshot) -> PolicyState:
         """The same facts over another snapshot's rows and regions."""

@@ -189,6 +189,15 @@ def test_a_state_is_never_changed_in_place() -> None:
     assert before.version == 0
 
 
+def test_a_poll_without_news_copies_nothing() -> None:
+    """Every process polls every two seconds, whatever the number of facts that it holds."""
+    before = fresh(Change("block", "a", True, 1))
+    after = before.apply([], 1, 9.0)
+    assert after.facts is before.facts
+    assert after.blocked is before.blocked
+    assert after.refreshed_at == 9.0
+
+
 def test_the_version_never_falls() -> None:
     """An older answer of a replica does not take the state back."""
     state = fresh(Change("block", "a", True, 7), version=7).apply([Change("block", "a", False, 3)], 3, 1.0)
