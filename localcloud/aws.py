@@ -22,6 +22,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ OF_MOTO = {  # services, and how the names of their operations begin on the wire
     "sagemaker": "SageMaker.",
     "application-autoscaling": "AnyScaleFrontendService.",
 }
+SWEEP_S = 10.0
 INHERITED_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_SESSION_TOKEN")
 
 
@@ -78,7 +80,7 @@ def assemble(home: Path, port: int) -> tuple[Any, Callable[[], None]]:
     import boto3  # this and the emulators read the environment that `prepare` sets when they are imported
     from ministack import app as ministack
     from ministack.core import router
-    from ministack.services import glue, lambda_svc
+    from ministack.services import glue, kinesis, lambda_svc
 
     from localcloud import cloudformation, stepfunctions
     from localcloud.glue import JobRuns
@@ -101,6 +103,7 @@ def assemble(home: Path, port: int) -> tuple[Any, Callable[[], None]]:
     stepfunctions.install(endpoint)
     cloudformation.install(moto)
     _correct_lambda(lambda_svc)
+    correct_kinesis(kinesis)
 
     def end() -> None:
         training.stop_all()
@@ -129,6 +132,33 @@ def _correct_lambda(lambda_svc: Any) -> None:
     # It waits 50 ms for a log line after every invocation of a handler that writes none.
     first_line_wait, *rest = Worker._drain_stderr_bounded.__defaults__
     Worker._drain_stderr_bounded.__defaults__ = (min(first_line_wait, 0.003), *rest)
+
+
+def correct_kinesis(kinesis: Any, clock: Callable[[], float] = time.monotonic) -> None:
+    """Let Kinesis look for what has expired once in a while.
+
+    It went through all iterators of the last five minutes at every request and through all records of a stream
+    at every read: consumers that poll would soon leave it no time for anybody else. An iterator that is used
+    too late is refused in any case.
+    """
+    sweep_iterators, sweep_records = kinesis._expire_iterators, kinesis._expire_records
+    due: dict[str, float] = {}
+
+    def is_due(what: str) -> bool:
+        if clock() < due.get(what, float("-inf")):
+            return False
+        due[what] = clock() + SWEEP_S
+        return True
+
+    def expire_iterators() -> None:
+        if is_due("iterators"):
+            sweep_iterators()
+
+    def expire_records(stream: dict[str, Any]) -> None:
+        if is_due(stream["StreamARN"]):
+            sweep_records(stream)
+
+    kinesis._expire_iterators, kinesis._expire_records = expire_iterators, expire_records
 
 
 async def serve(application: Any, port: int) -> None:

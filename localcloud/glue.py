@@ -227,6 +227,8 @@ def _spark_environment(packages: list[Path]) -> dict[str, str]:
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.host": "127.0.0.1",
         "spark.ui.enabled": "false",
+        # 200 by default: on one machine their bookkeeping takes longer than the work
+        "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
         "spark.sql.session.timeZone": "UTC",
     }
     settings = " ".join(f"--conf {name}={value}" for name, value in options.items())

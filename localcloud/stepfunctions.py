@@ -175,7 +175,7 @@ _EXTRACT = json_path.extract_json
 
 
 def _value_at(path: str, data: Any) -> Any:
-    """A path that can only lead to one place gives what is there; moto gives `$.list[0].field` inside a list."""
+    """What a path to one place leads to; moto gives `$.list[0].field` inside a list."""
     if MANY_PLACES.search(path):
         return _EXTRACT(path, data)
     found = json_path.parse(path).find(data)

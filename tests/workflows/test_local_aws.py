@@ -9,12 +9,14 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from local_aws import Started, processes_of, started, started_by_another, wait_for
 
+from localcloud.aws import SWEEP_S, correct_kinesis
 from localcloud.deploy import DeployError, deploy, destroy
 
 STACK = Path(__file__).parent / "local_stack"
@@ -237,3 +239,22 @@ class TestLifetime:
             other = running.client("sts")
             assert mine == {f"0100007F:{port:04X}"}
             assert other.get_caller_identity()["Account"] == "000000000000"
+
+
+def test_streams_that_are_polled_are_not_swept_at_every_request() -> None:
+    """Iterators and each stream's records are looked through once in a while, however often they are read."""
+    swept: list[str] = []
+    now = [0.0]
+    kinesis = SimpleNamespace(
+        _expire_iterators=lambda: swept.append("iterators"),
+        _expire_records=lambda stream: swept.append(stream["StreamARN"]),
+    )
+    correct_kinesis(kinesis, clock=lambda: now[0])
+    for _ in range(1_000):
+        kinesis._expire_iterators()
+        kinesis._expire_records({"StreamARN": "events"})
+        kinesis._expire_records({"StreamARN": "decisions"})
+    assert sorted(swept) == ["decisions", "events", "iterators"]
+    now[0] = SWEEP_S
+    kinesis._expire_iterators()
+    assert swept.count("iterators") == 2
