@@ -137,9 +137,9 @@ def _correct_lambda(lambda_svc: Any) -> None:
 def correct_kinesis(kinesis: Any, clock: Callable[[], float] = time.monotonic) -> None:
     """Let Kinesis look for what has expired once in a while.
 
-    It went through all iterators of the last five minutes at every request and through all records of a stream
-    at every read: consumers that poll would soon leave it no time for anybody else. An iterator that is used
-    too late is refused in any case.
+    It went through all iterators of the last five minutes at every request, and through all records of a
+    stream at every read: consumers that poll would soon leave it no time for anybody else. An iterator that
+    is used too late is refused in any case.
     """
     sweep_iterators, sweep_records = kinesis._expire_iterators, kinesis._expire_records
     due: dict[str, float] = {}
