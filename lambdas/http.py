@@ -19,6 +19,8 @@ from narrows.events import nearest
 
 JSON = "application/json"
 TRY_AGAIN = "try again in a moment"
+DEEPEST = 32
+"""Levels of lists and objects in a body: more than any field takes, far fewer than a stack holds."""
 
 
 def doorway(logger: Logger) -> APIGatewayHttpResolver:
@@ -85,6 +87,8 @@ def json_object(
         raise InvalidInput("body", text[:80], f"send one JSON object ({error})") from None
     if not isinstance(content, dict):
         raise InvalidInput("body", text[:80], "send one JSON object")
+    if _is_deeper(content, DEEPEST):
+        raise InvalidInput("body", text[:80], f"nest lists and objects at most {DEEPEST} deep")
     refuse_unknown("", content, fields)
     return content
 
@@ -114,6 +118,17 @@ def _text(event: Mapping[str, Any], limit_bytes: int) -> str:
     except UnicodeDecodeError as error:
         remedy = f"encode it as UTF-8; byte {error.start} is not"
         raise InvalidInput("body", data[max(0, error.start - 10) : error.start + 10], remedy) from None
+
+
+def _is_deeper(content: object, levels: int) -> bool:
+    """Whether lists and objects lie within each other on more than so many levels; told without recursion."""
+    level: list[Any] = [content]
+    for _ in range(levels):
+        level = [one for each in level for one in (each.values() if isinstance(each, dict) else each)]
+        level = [one for one in level if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _refuse(constant: str) -> float:

@@ -102,6 +102,8 @@ def test_a_batch_of_rejected_events_is_answered_200(deployed: Deployed) -> None:
         ("", 400, "body"),
         ("{", 400, "body"),
         ("[" * 100_000, 400, "body"),
+        ('{"events": [' + "[" * 960 + "]" * 960 + "]}", 400, "body"),
+        ('{"events": [{"user_id": ' + '{"a":' * 960 + "1" + "}" * 960 + "}]}", 400, "body"),
         ([click()], 400, "body"),
         ({}, 400, "events"),
         ({"events": click()}, 400, "events"),
