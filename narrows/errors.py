@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+FIELD_CHARACTERS = 300
+"""What is shown of a field's name, which may be a client's own: a path and an id of 256 characters fit."""
+
 
 class NarrowsError(Exception):
     """The base of every error that a caller of Narrows may want to catch."""
@@ -14,10 +17,10 @@ class InvalidInput(NarrowsError):
     """A value that came from outside cannot be used; says which, what it was, and what to send instead."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
-        self.field = field
+        self.field = _cut(field, FIELD_CHARACTERS)
         self.value = _shown(value)
         self.remedy = remedy
-        super().__init__(f"field '{field}': {self.value} is not allowed; {remedy}")
+        super().__init__(f"field '{self.field}': {self.value} is not allowed; {remedy}")
 
 
 class UnknownSurface(InvalidInput):
@@ -72,5 +75,8 @@ class Conflict(NarrowsError):
 
 
 def _shown(value: object, limit: int = 80) -> str:
-    text = repr(value)
+    return _cut(repr(value), limit)
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,3 +78,15 @@ def test_half_a_surrogate_pair_is_refused_and_answered() -> None:
     )
     assert collected.accepted == 0
     assert json.dumps(shown(collected)).encode()
+
+
+def test_a_name_of_the_clients_own_is_cut_in_the_answer() -> None:
+    """An unknown field's name may be as long as a body; what is answered stays short."""
+    events = [{"n" * 900_000: 1}]
+    collected = collect(
+        events, types=APP.events, now=NOW, key=b"key", stream=MemoryEventStream(), quarantine=MemoryObjects()
+    )
+    assert len(json.dumps(shown(collected))) < 1_000
+    with pytest.raises(InvalidInput) as refused:
+        asked(posted({"user_id": "alice", "n" * 10_000: 1}), "feed", app=APP, now=NOW)
+    assert len(str(refused.value)) < 1_000
