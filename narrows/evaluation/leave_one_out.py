@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.evaluation.metrics import report
+from narrows.features.registry import IMPLICIT_HISTORY
 from narrows.interactions import Interactions
 from narrows.retrieval import NO_ROWS, CandidateSource, Query, Rows
 
@@ -20,6 +21,8 @@ PROTOCOL = (
 LENGTH = 100
 NEW_AT_MOST = 5
 ANONYMOUS_PREFIX = "s#"
+REMEMBERED = IMPLICIT_HISTORY.keep
+"""A history is no longer here than the one that serving reads from a visitor's state."""
 
 Retrieve = Callable[[Query], Rows]
 
@@ -41,18 +44,18 @@ class Cases:
         return int(self.log.items[self.positions[case]])
 
     def query(self, case: int) -> Query:
-        """What would have been known at that moment."""
+        """What would have been known at that moment; masked is also what lies further back."""
         at = int(self.positions[case])
         begin = int(np.searchsorted(self.log.users, self.log.users[at]))
-        history = self.log.items[begin:at]
+        known = slice(max(begin, at - REMEMBERED), at)
         return Query(
-            history=history,
-            history_times=self.log.times[begin:at],
-            history_weights=self.log.weights[begin:at],
+            history=self.log.items[known],
+            history_times=self.log.times[known],
+            history_weights=self.log.weights[known],
             seeds=NO_ROWS,
             now=float(self.log.times[at]),
             surface="",
-            exclude=np.unique(history) if self.mask_seen else NO_ROWS,
+            exclude=np.unique(self.log.items[begin:at]) if self.mask_seen else NO_ROWS,
         )
 
     def sample(self, most: int, generator: np.random.Generator) -> Cases:
@@ -61,6 +64,10 @@ class Cases:
             return self
         chosen = np.sort(generator.choice(len(self), most, replace=False))
         return Cases(self.log, self.positions[chosen], self.excluded, self.mask_seen)
+
+    def shuffled(self, generator: np.random.Generator) -> Cases:
+        """All of them in a drawn order, for who may not get to the end: users stand in order of their ids."""
+        return Cases(self.log, generator.permutation(self.positions), self.excluded, self.mask_seen)
 
     def segments(self) -> dict[str, NDArray[np.bool_]]:
         """Which cases are of short histories ("new") and of visitors without an account ("anonymous")."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from narrows.adapters.bundle import RANKER_FILE
 from narrows.adapters.lightgbm import load_scorer
 from narrows.evaluation.leave_one_out import PROTOCOL, Cases, Found, cases, find, first_hundred, reports
 from narrows.evaluation.metrics import MAIN, gain_at, interval, mean
@@ -21,7 +22,6 @@ from narrows.features.vectors import VectorSpec
 from narrows.ranking import EmbeddedRanker, FusionRanker, ModelManifest, Ranker, read_manifest
 from sagemaker_jobs.container import Container, Progress, run, unpacked, write_json
 from sagemaker_jobs.replay import Funnel, funnel_of
-from sagemaker_jobs.train_ranker.__main__ import RANKER_FILE
 from sagemaker_jobs.training_set import HOLDOUT, TrainingSet, funnel, read
 
 MOST_USERS = 20_000

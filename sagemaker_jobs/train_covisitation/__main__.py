@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from narrows.adapters.bundle import SEGMENTS_FILE
 from narrows.evaluation.leave_one_out import Cases, cases, find, first_hundred
 from narrows.evaluation.metrics import gain_at, hit_at, mean
 from narrows.features import statistics
@@ -54,7 +55,7 @@ def train(container: Container) -> None:
         slates = popular.fit(events, shares, data.segments)
         slates.save(target / popular.FILE)
         statistics.fit(events, recent).save(target / statistics.FILE)
-        write_json(target / "segments.json", slates.slates(SLATE))
+        write_json(target / SEGMENTS_FILE, slates.slates(SLATE))
         progress.say(f"fitted on {len(events):,} events for {folder}")
     write_json(
         container.model / "covisitation.json",

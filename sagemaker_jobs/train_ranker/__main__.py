@@ -21,6 +21,7 @@ from typing import Any
 import lightgbm
 import numpy as np
 
+from narrows.adapters.bundle import RANKER_FILE, SEGMENTS_FILE
 from narrows.errors import InvalidInput
 from narrows.evaluation.leave_one_out import cases
 from narrows.evaluation.metrics import MAIN, gain_at, mean
@@ -32,8 +33,6 @@ from sagemaker_jobs.container import Container, Progress, run, unpacked, write_j
 from sagemaker_jobs.replay import Groups, funnel_of, replay
 from sagemaker_jobs.training_set import HOLDOUT, LABELS_PER_USER, REPLAY, funnel, read
 
-RANKER_FILE = "ranker.txt"
-SEGMENTS_FILE = "segments.json"
 FILES = (als.FILE, covisitation.FILE, popular.FILE, statistics.FILE, SEGMENTS_FILE)
 CHANNELS = ("sources", "als", "covisitation")
 MOST_ROWS = 2_000_000
@@ -73,7 +72,8 @@ def train(container: Container) -> None:
         _collect(container, container.model, Path(scratch))
     past = funnel_of(container.model / REPLAY, data, quotas, most)
     spec = VectorSpec.over(past.sources, past.items)
-    held = [cases(data.log, back) for back in range(1, int(labels) + 1)]
+    drawn = np.random.default_rng(seed)
+    held = [cases(data.log, back).shuffled(drawn) for back in range(1, int(labels) + 1)]
     groups = replay(held, past, spec, most_rows=int(container.number("most_rows", MOST_ROWS)))
     progress.say(
         f"{len(groups.lengths):,} groups of {groups.asked:,} requests, {len(groups.features):,} rows"

@@ -70,9 +70,28 @@ def test_the_last_event_is_held_out_and_the_history_precedes_it() -> None:
     assert sorted(held.query(0).exclude.tolist()) == sorted(held.query(0).history.tolist())
 
 
+def test_a_history_is_as_long_as_the_one_that_serving_knows() -> None:
+    """Models would else learn from histories that no state holds; what was seen long ago stays masked."""
+    items = [f"i{number:02d}" for number in range(71)]
+    query = cases(interactions_of(["a"] * 71, items, list(range(71)))).query(0)
+    assert query.history.tolist() == list(range(20, 70))
+    assert (len(query.history_times), len(query.history_weights)) == (50, 50)
+    assert query.exclude.tolist() == list(range(70))
+
+
 def test_unmasked_users_with_repeats_are_asked() -> None:
     """Where repeats are recommended, a repeated item is a target like any other."""
     assert len(cases(LOG, mask_seen=False)) == 3
+
+
+def test_who_stops_early_has_met_all_kinds_of_users() -> None:
+    """Anonymous visitors' ids sort before users': in order, the first half of the cases would be theirs."""
+    users = [f"{kind}#{number:03d}" for kind in "su" for number in range(100) for _ in range(2)]
+    held = cases(interactions_of(users, ["x", "y"] * 200, list(range(400))))
+    drawn = held.shuffled(np.random.default_rng(0))
+    assert sorted(drawn.positions.tolist()) == held.positions.tolist()
+    assert 30 < drawn.segments()["anonymous"][:100].sum() < 70
+    assert held.segments()["anonymous"][:100].all()
 
 
 def test_the_fit_never_sees_what_is_asked() -> None:
