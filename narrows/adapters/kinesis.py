@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -237,7 +237,7 @@ class LambdaExtension:
         with self._call("event/next", None, {"Lambda-Extension-Identifier": self._id}) as answer:
             try:
                 return dict(json.load(answer))
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, http.client.HTTPException) as error:
                 raise StoreUnavailable(f"Runtime API: {type(error).__name__}") from error
 
     def _call(self, path: str, body: bytes | None, headers: Mapping[str, str]) -> Any:
@@ -245,5 +245,5 @@ class LambdaExtension:
         request = urllib.request.Request(url, data=body, headers=dict(headers))  # noqa: S310
         try:
             return urllib.request.urlopen(request)  # noqa: S310  # http, from Lambda's variable
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise StoreUnavailable(f"Runtime API {path}: {type(error).__name__}") from error
