@@ -169,7 +169,7 @@ class DynamoPolicyLog:
                 )
             changes += [change for row in page["Items"] for change in _changes(row)]
             if "LastEvaluatedKey" not in page:
-                return [change for change in changes if change.version > since]
+                return _unbroken([change for change in changes if change.version > since], since)
             start = {"ExclusiveStartKey": page["LastEvaluatedKey"]}
 
     def append(self, changes: Sequence[Change], *, now: float) -> int:
@@ -219,6 +219,21 @@ def _changes(row: Mapping[str, Any]) -> list[Change]:
         Change(kind, item_id, tuple(value) if isinstance(value, list) else value, version, at)
         for kind, item_id, value, version, at in json.loads(row["changes"]["S"])
     ]
+
+
+def _unbroken(changes: Sequence[Change], since: int) -> list[Change]:
+    """The changes before the first gap.
+
+    An append's items become visible one by one, so the next append may be seen before it; whoever went on
+    from there would never read what filled the gap.
+    """
+    found: list[Change] = []
+    for change in changes:
+        before = found[-1].version if found else since
+        if before and change.version != before + 1:
+            break
+        found.append(change)
+    return found
 
 
 def _compact(value: object) -> str:

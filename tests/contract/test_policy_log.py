@@ -91,6 +91,22 @@ def test_a_long_log_is_read_page_by_page(moto: Any) -> None:
     assert [change.version for change in log.read(0)] == list(range(1, 4_501))
 
 
+def test_a_reader_waits_for_what_is_missing_in_between(moto: Any) -> None:
+    """An append whose entry is not visible yet is read later, and not passed over for good."""
+    client = moto.client("dynamodb")
+    table = create_table(client, "policy")
+    log = DynamoPolicyLog(client, table, replica=0)
+    for number in range(4):
+        log.append([block(number)], now=NOW)
+    entry = {"pk": {"S": "log#00"}, "sk": {"N": "3"}}
+    late = client.get_item(TableName=table, Key=entry)["Item"]
+    client.delete_item(TableName=table, Key=entry)
+    assert [change.version for change in log.read(0)] == [1, 2]
+    assert log.read(2) == []
+    client.put_item(TableName=table, Item=late)
+    assert [change.version for change in log.read(2)] == [3, 4]
+
+
 def test_an_append_over_the_transactions_limit_is_refused(moto: Any) -> None:
     """It says so before anything is written."""
     client = moto.client("dynamodb")
