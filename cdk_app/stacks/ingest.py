@@ -63,7 +63,7 @@ class IngestStack(cdk.Stack):
     def _update_features(self) -> Function:
         environment = {"APP": self._app, "STATE_TABLE": self._data.state.table_name}
         function = self._function("update_features", environment, timeout_s=60, memory_mb=1769)
-        self._data.state.allow(function.role, "GetItem", "BatchGetItem", "PutItem", "UpdateItem")
+        self._data.state.allow(function.role, "GetItem", "BatchGetItem", "PutItem")
         consumption = Consumption(self._stage.feature_batch, self._stage.feature_window_s)
         self._consume("UpdateFeaturesFromEvents", function, self._data.events, consumption)
         return function
@@ -71,16 +71,14 @@ class IngestStack(cdk.Stack):
     def _remember_slates(self) -> Function:
         environment = {"SLATES_TABLE": self._data.slates.table_name}
         function = self._function("remember_slates", environment, timeout_s=60)
-        self._data.slates.allow(function.role, "PutItem", "UpdateItem", "BatchWriteItem")
+        self._data.slates.allow(function.role, "PutItem")
         self._consume("RememberSlatesFromDecisions", function, self._data.decisions, Consumption(1000, 1))
         return function
 
     def _update_policy(self) -> Function:
         environment = {"POLICY_TABLE": self._data.policy.table_name}
         function = self._function("update_policy", environment, timeout_s=10)
-        self._data.policy.allow(
-            function.role, "GetItem", "Query", "PutItem", "UpdateItem", "ConditionCheckItem", "BatchWriteItem"
-        )
+        self._data.policy.allow(function.role, "GetItem", "PutItem")
         return function
 
     def _function(

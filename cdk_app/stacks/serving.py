@@ -94,8 +94,9 @@ class ServingStack(cdk.Stack):
             memory_mb=self._stage.recommend_memory_mb,
             scratch_mb=2048,
         )
-        for table in (data.state, data.slates, data.policy, data.control):
-            table.allow(function.role, "GetItem", "BatchGetItem", "Query")
+        for table in (data.state, data.slates, data.control):
+            table.allow(function.role, "GetItem")
+        data.policy.allow(function.role, "Query")
         allow(function.role, ["kinesis:PutRecord", "kinesis:PutRecords"], [data.decisions.stream_arn])
         allow(function.role, ["secretsmanager:GetSecretValue"], [data.pseudonym_key.secret_arn])
         allow_objects(function.role, data.bucket, data.key, read=["models", "snapshots"])

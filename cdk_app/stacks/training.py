@@ -120,9 +120,8 @@ class TrainingStack(cdk.Stack):
             memory_mb=1024,
             scratch_mb=4096,
         )
-        data.control.allow(function.role, "GetItem", "PutItem", "UpdateItem")
-        reads, writes = ["artifacts", "models", "evaluation"], ["models", "snapshots", "evaluation"]
-        allow_objects(function.role, data.bucket, data.key, read=reads, write=writes)
+        data.control.allow(function.role, "GetItem", "PutItem")
+        allow_objects(function.role, data.bucket, data.key, read=["artifacts"], write=["models"])
         return function
 
     def _state_machine(self) -> sfn.StateMachine:

@@ -172,6 +172,31 @@ def test_each_function_has_a_role_of_its_own(stage: Synthesised) -> None:
         assert "ManagedPolicyArns" not in role["Properties"]
 
 
+def test_each_function_may_do_to_tables_what_its_adapters_call(stage: Synthesised) -> None:
+    """GetItem and PutItem also cover a transaction's reads and puts; nothing deletes, nothing scans."""
+    assert {folder: table_actions(stage, folder) for folder in FUNCTIONS} == {
+        "collect_events": [],
+        "land_events": [],
+        "promote_model": ["GetItem", "PutItem"],
+        "recommend": ["GetItem", "Query"],
+        "remember_slates": ["PutItem"],
+        "update_features": ["BatchGetItem", "GetItem", "PutItem"],
+        "update_policy": ["GetItem", "PutItem"],
+    }
+
+
+def table_actions(stage: Synthesised, folder: str) -> list[str]:
+    """What the role of a function is allowed to do with DynamoDB."""
+    role = stage.functions()[folder]["Role"]["Fn::GetAtt"][0]
+    found: set[str] = set()
+    for policy in stage.of_type("AWS::IAM::Policy").values():
+        if {"Ref": role} in policy["Properties"]["Roles"]:
+            for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
+                actions = statement["Action"]
+                found.update([actions] if isinstance(actions, str) else actions)
+    return sorted(action.partition(":")[2] for action in found if action.startswith("dynamodb:"))
+
+
 def test_no_policy_allows_everything_of_a_service(stage: Synthesised) -> None:
     """No action is `*` or `service:*`; a bare `*` resource stands only where the action knows no other."""
     without_resource = re.compile(r"(logs|xray|cloudwatch|ecr):\w+")
