@@ -13,6 +13,8 @@ from narrows.simulator import Market
 CONTEXT = {"device": "mobile", "location": "US"}
 REACTION_S = 3.0
 SURFACE = "homepage"
+FULL = "full"
+PATIENCE_S = 10.0
 
 
 def item_ids(answer: Mapping[str, Any]) -> list[str]:
@@ -25,7 +27,8 @@ def show(
 ) -> None:
     """A slate with its reasons and the rung that answered."""
     console.say()
-    console.say(f"{title}   fallback: {answer.get('fallback')}   model: {answer.get('model_version')}")
+    degraded = answer.get("degraded") or ""
+    console.say(f"{title}   fallback: {answer['fallback']} {degraded}  model: {answer['model_version']}")
     rows = [
         (one["position"], item, names.get(item, ""), shown_score(one), one["reason"])
         for one, item in zip(answer["recommendations"], item_ids(answer), strict=True)
@@ -47,7 +50,7 @@ def three_slates(api: Api, market: Market, console: Console, *, stamp: str) -> d
     people = {"a known user": known, "a brand-new user": f"newcomer-{stamp}"}
     for title, user in people.items():
         body = {"user_id": user, "limit": 10, "context": CONTEXT}
-        answer = _nonempty(title, api.recommend(SURFACE, body))
+        answer = _best_answer(api, title, body)
         show(console, f"{title}, {user}", answer, names, api.curl(SURFACE, body))
         slates[title.removeprefix("a ").replace(" ", "_")] = answer
     slates |= _reaction(api, market, console, names, stamp)
@@ -64,7 +67,7 @@ def _reaction(
 ) -> dict[str, Any]:
     session = f"visit-{stamp}"
     body = {"session_id": session, "limit": 10, "context": CONTEXT}
-    before = _nonempty("an anonymous session", api.recommend(SURFACE, body))
+    before = _best_answer(api, "an anonymous session", body)
     curl = api.curl(SURFACE, body)
     show(console, f"an anonymous session, {session}, before its clicks", before, names, curl)
     clicked = _clicked(market)
@@ -84,6 +87,8 @@ def _reaction(
     )
     console.say(f"\nthree clicks: {', '.join(f'{item} ({names[item]})' for item in clicked)}")
     after, seconds = _changed_slate(api, body, item_ids(before), started)
+    if seconds > REACTION_S:
+        console.note(f"      slower than the {REACTION_S:.0f} s that it should take: is the machine busy?")
     title = f"the same session {seconds:.1f} s after its clicks"
     show(console, title, after, names, curl)
     return {"anonymous_before": before, "anonymous_after": after, "reaction_seconds": round(seconds, 2)}
@@ -92,14 +97,14 @@ def _reaction(
 def _changed_slate(
     api: Api, body: Mapping[str, Any], before: Sequence[str], started: float
 ) -> tuple[dict[str, Any], float]:
-    while (elapsed := time.monotonic() - started) < 4 * REACTION_S:
+    while (elapsed := time.monotonic() - started) < PATIENCE_S:
         answer = api.recommend(SURFACE, body)
-        if item_ids(answer) != list(before):
+        if answer["fallback"] == FULL and item_ids(answer) != list(before):
             return answer, elapsed
         time.sleep(0.1)
     raise CommandFailed(
-        f"three clicks did not change the slate within {elapsed:.0f} s; see the logs of the stream runner "
-        "for update_features, and narrows doctor"
+        f"three clicks did not change the slate within {elapsed:.0f} s (fallback {answer['fallback']}, "
+        f"{answer.get('degraded')}); see the logs of the stream runner for update_features"
     )
 
 
@@ -115,7 +120,16 @@ def _busiest_user(market: Market) -> str:
     return market.user_ids[market.most_active()]
 
 
-def _nonempty(title: str, answer: dict[str, Any]) -> dict[str, Any]:
+def _best_answer(api: Api, title: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The first answer of the whole pipeline; while the machine is still busy a lower rung may answer."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        answer = api.recommend(SURFACE, body)
+        if answer["fallback"] == FULL:
+            return answer
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     if not answer["recommendations"]:
-        raise CommandFailed(f"{title}: the slate is empty ({answer.get('fallback')}); see narrows doctor")
+        raise CommandFailed(f"{title}: the slate is empty ({answer['fallback']}, {answer.get('degraded')})")
     return answer

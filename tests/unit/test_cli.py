@@ -10,7 +10,7 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from narrows.cli.api_client import Api, Refused, send_in_lanes
 from narrows.cli.console import CommandFailed, Console, Progress, finite
 from narrows.cli.deployment import Consumers
 from narrows.cli.import_data import column_names
+from narrows.cli.slates import item_ids, three_slates
 from narrows.cli.steps import Steps
 from narrows.simulator import Market
 
@@ -249,6 +250,40 @@ def test_the_curl_line_quotes_its_body() -> None:
     assert subprocess.run(
         ["sh", "-c", f'set -- {line}; printf %s "$7"'], capture_output=True, text=True
     ).stdout == ('{"user_id": "o\'neil"}')
+
+
+class _Shop:
+    """Answers as the API would: first degraded, and with another slate once three clicks were sent."""
+
+    def __init__(self) -> None:
+        self.asked, self.clicks = 0, 0
+
+    def recommend(self, surface: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.asked += 1
+        rung = "segment" if self.asked % 2 else "full"
+        item = {"segment": "item-00009", "full": f"item-0000{self.clicks}"}[rung]
+        shown = {"item_id": item, "score": None, "reason": "Best sellers", "position": 1}
+        return {"recommendations": [shown], "fallback": rung, "model_version": "v1", "degraded": {}}
+
+    def send_events(self, events: list[dict[str, Any]]) -> dict[str, Any]:
+        self.clicks += len(events)
+        return {"verdicts": []}
+
+    def curl(self, surface: str, body: dict[str, Any]) -> str:
+        return f"curl {surface}"
+
+
+def test_slates_come_from_the_whole_pipeline(capsys: pytest.CaptureFixture[str]) -> None:
+    """A lower rung that answers while the machine is busy is neither shown nor taken for a reaction."""
+    api = cast(Api, _Shop())
+    slates = three_slates(api, Market(3, users=30, items=200), Console(json=False), stamp="1")
+    assert [slates[name]["fallback"] for name in ("known_user", "brand-new_user", "anonymous_after")] == [
+        "full"
+    ] * 3
+    assert item_ids(slates["anonymous_before"]) == ["item-00000"]
+    assert item_ids(slates["anonymous_after"]) == ["item-00003"]
+    assert slates["reaction_seconds"] < 3.0
+    assert capsys.readouterr().out.count("curl homepage") == 4
 
 
 def test_consumers_are_waited_for(tmp_path: Path) -> None:
