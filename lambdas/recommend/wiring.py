@@ -36,6 +36,8 @@ from narrows.settings import App
 
 THREADS = 8
 WARM_UP_S = 0.5
+RULES_SHARE = 0.3
+"""The part of a request's time that the first one after a freeze may spend on hearing of new rules."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,10 @@ class Front:
 
     def recommend(self, ask: Ask, *, now: float, recommendation_id: str) -> Recommendation:
         """The answer and its record; an unreadable key makes the visitor a stranger, never an error."""
+        budget_s = self.stages.app.surfaces[ask.surface].deadline_ms / 1e3
+        deadline = self.stages.clock() + budget_s
+        self._refresher.catch_up(budget_s * RULES_SHARE)
         stages = self.stages
-        deadline = stages.clock() + stages.app.surfaces[ask.surface].deadline_ms / 1e3
         keys, failure = self.keys(ask)
         request = Request(
             surface=ask.surface,

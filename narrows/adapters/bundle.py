@@ -8,7 +8,7 @@ import random
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,8 @@ SEGMENTS_FILE = "segments.json"
 ABSENT = "absent"
 POINTERS_EVERY_S = 3.0
 SLOWEST_RETRY_S = 60.0
+FROZEN_S = 2.0
+"""A poll that is so late was not kept waiting by its store, whose answers take a second at most."""
 
 Loaded = TypeVar("Loaded")
 
@@ -271,9 +273,10 @@ def _damaged(serving: Serving) -> bool:
 
 
 class Refresher:
-    """Keeps the stages of a process up to date in one background thread, and never lets a failure end it.
+    """Keeps the stages of a process up to date in the background, and never lets a failure end that.
 
-    While something cannot be read, what was read last goes on serving; `errors` counts the failures.
+    Pointers and policy have a thread each: however long a model takes to load, no rule waits for it. While
+    something cannot be read, what was read last goes on serving; `errors` counts the failures.
     """
 
     def __init__(
@@ -307,7 +310,9 @@ class Refresher:
         }
         self._failures = dict.fromkeys(self._tasks, 0)
         self._due = dict.fromkeys(self._tasks, float("-inf"))
-        self._thread: threading.Thread | None = None
+        self._replacing = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._catching_up: Future[None] | None = None
 
     @property
     def stages(self) -> Stages:
@@ -322,38 +327,59 @@ class Refresher:
     def start(self) -> None:
         """Refresh once before returning, then go on in the background."""
         self.tick()
-        self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, args=(name,), name=f"refresh-{name}", daemon=True)
+            for name in self._tasks
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the background thread."""
+        """End the background threads."""
         self._stopped.set()
-        if self._thread:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
+
+    def catch_up(self, timeout_s: float) -> None:
+        """Where this process was frozen, read the rules before the next answer; wait so many seconds at most.
+
+        Between two invocations a function's environment stands still, and with it the threads that would have
+        polled. A store that is away is no reason to wait: it is asked in time, only in vain.
+        """
+        if self._now() - self._due["policy"] > FROZEN_S and (
+            not self._catching_up or self._catching_up.done()
+        ):
+            self._catching_up = self._stages.executor.submit(self._do_if_due, "policy")
+            wait([self._catching_up], timeout_s)
 
     def tick(self) -> None:
         """Do what is due now, and draw when it is due again: at most its interval later.
 
         After failures in a row the pointers are asked less often, the policy log is not.
         """
-        for name, (refresh, every_s, slowest_s) in self._tasks.items():
-            if self._now() < self._due[name]:
-                continue
-            try:
-                refresh()
-                self._failures[name] = 0
-                self._wrong.pop(name, None)
-            except Exception as error:  # noqa: BLE001  # it is counted and shown, and the next round tries again
-                self.errors += 1
-                self._failures[name] += 1
-                self._wrong[name] = f"{name}: {type(error).__name__}: {error}"
-            wait_s = min(every_s * 2.0 ** min(self._failures[name], 16), slowest_s)
-            self._due[name] = self._now() + wait_s * self._jitter.uniform(0.5, 1.0)
+        for name in self._tasks:
+            self._do_if_due(name)
 
-    def _run(self) -> None:
+    def _run(self, name: str) -> None:
         while not self._stopped.is_set():
-            self._sleep(max(0.0, min(self._due.values()) - self._now()))
-            self.tick()
+            self._sleep(max(0.0, self._due[name] - self._now()))
+            self._do_if_due(name)
+
+    def _do_if_due(self, name: str) -> None:
+        refresh, every_s, slowest_s = self._tasks[name]
+        if self._now() < self._due[name]:
+            return
+        try:
+            refresh()
+            self._failures[name] = 0
+            self._wrong.pop(name, None)
+        except Exception as error:  # noqa: BLE001  # it is counted and shown, and the next round tries again
+            with self._replacing:
+                self.errors += 1
+            self._failures[name] += 1
+            self._wrong[name] = f"{name}: {type(error).__name__}: {error}"
+        wait_s = min(every_s * 2.0 ** min(self._failures[name], 16), slowest_s)
+        self._due[name] = self._now() + wait_s * self._jitter.uniform(0.5, 1.0)
 
     def _refresh_serving(self) -> None:
         live = self._current()
@@ -362,12 +388,15 @@ class Refresher:
         serving = self._load(live)
         if live.model and self._stages.ranker is not None and _damaged(serving):
             raise BundleError(f"model {live.model.version} does not load: {dict(serving.problems)}")
-        policy = self._stages.policy.bind(serving.snapshot)
-        self._stages = replace(self._stages, policy=policy, **_parts(serving))
+        with self._replacing:
+            policy = self._stages.policy.bind(serving.snapshot)
+            self._stages = replace(self._stages, policy=policy, **_parts(serving))
         self._live = live
 
     def _refresh_policy(self) -> None:
-        asked_at, policy = self._now(), self._stages.policy
-        changes = self._policy_log.read(policy.version)
-        version = max([policy.version, *(change.version for change in changes)])
-        self._stages = replace(self._stages, policy=policy.apply(changes, version, asked_at))
+        asked_at, known = self._now(), self._stages.policy.version
+        changes = self._policy_log.read(known)
+        version = max([known, *(change.version for change in changes)])
+        with self._replacing:
+            policy = self._stages.policy.apply(changes, version, asked_at)
+            self._stages = replace(self._stages, policy=policy)

@@ -209,6 +209,7 @@ class Control:
         self.live = Live()
         self.time = NOW
         self.error: Exception | None = None
+        self.hold: threading.Event | None = None
         self.log = MemoryPolicyLog()
         self.asked: list[float] = []
         self.loads: list[Live] = []
@@ -228,6 +229,8 @@ class Control:
 
     def read(self, since: int) -> Sequence[Change]:
         self.asked.append(self.time)
+        if self.hold:
+            self.hold.wait(10.0)
         self._fail()
         return self.log.read(since)
 
@@ -413,7 +416,75 @@ def test_the_thread_goes_on_until_it_is_stopped(app: App, control: Control) -> N
     assert turns.wait(10.0)
     fresh.stop()
     assert fresh.errors > 10
-    assert max(slept) <= 2.0
+    assert max(slept) <= 60.0
+
+
+def test_a_process_that_was_frozen_hears_of_the_rules_first(app: App, control: Control) -> None:
+    """Ten minutes went by between two requests, and no thread ran; in time nothing is asked."""
+    fresh = refresher(app, control)
+    fresh.tick()
+    control.append([Change("block", "item-00003", True)], now=NOW)
+    fresh.catch_up(10.0)
+    assert len(control.asked) == 1
+    control.time += 600.0
+    fresh.catch_up(10.0)
+    assert fresh.stages.policy.version == 1
+    assert fresh.stages.policy.refreshed_at == control.time
+    fresh.catch_up(10.0)
+    assert len(control.asked) == 2
+
+
+def test_catching_up_waits_as_long_as_it_is_told_and_once(app: App, control: Control) -> None:
+    """A log that hangs takes one thread and one wait, not one of each for every request."""
+    fresh = refresher(app, control)
+    fresh.tick()
+    control.time += 600.0
+    answer = threading.Event()
+    control.hold = answer
+    fresh.catch_up(0.01)
+    fresh.catch_up(3600.0)
+    assert len(control.asked) <= 2
+    answer.set()
+    assert until(lambda: fresh.stages.policy.refreshed_at == control.time)
+
+
+def test_no_rule_waits_for_a_model_that_loads(app: App, control: Control) -> None:
+    """A block arrives while a snapshot is copied, and is bound to it when it is there."""
+    copying, copied = threading.Event(), threading.Event()
+
+    def slow(live: Live) -> Serving:
+        if live.snapshot:
+            copying.set()
+            assert copied.wait(10.0)
+        return control.load(live)
+
+    fresh = Refresher(
+        stages_of(app, load_serving(app, None, None), **parts()),
+        policy_log=control,
+        current=control.current,
+        load=slow,
+        now=time.time,
+        jitter=random.Random(0),
+        pointers_every_s=0.01,
+    )
+    fresh.start()
+    control.point("model", "snapshot")
+    assert copying.wait(10.0)
+    control.append([Change("block", "item-00003", True)], now=NOW)
+    assert until(lambda: fresh.stages.policy.version == 1)
+    assert fresh.stages.model_version is None
+    copied.set()
+    assert until(lambda: fresh.stages.model_version == "m1")
+    fresh.stop()
+    assert fresh.stages.policy.blocked[fresh.stages.snapshot.rows(["item-00003"])[0]]
+
+
+def until(holds: Callable[[], bool]) -> bool:
+    """Whether it holds within ten seconds."""
+    end = time.monotonic() + 10.0
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.01)
+    return holds()
 
 
 def test_a_damaged_snapshot_of_a_first_start_is_an_error(app: App, control: Control) -> None:
