@@ -16,16 +16,20 @@ SIGNALS = ("score",)
 
 @dataclass(frozen=True, eq=False)
 class FreshSource:
-    """`created` float64[size], epoch seconds, nan unknown; `newest` its rows, newest first."""
+    """`created` float64[size], epoch seconds, nan unknown; `newest` its rows, newest first.
+
+    `before` float64[len(newest)]: minus their times, ascending, so that a request only has to search it.
+    """
 
     created: NDArray[np.float64]
     newest: Rows
+    before: NDArray[np.float64]
     name: str = "fresh"
     signal_names: tuple[str, ...] = SIGNALS
 
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The newest items that exist already at the time of the query."""
-        begin = int(np.searchsorted(-self.created[self.newest], -query.now))
+        begin = int(np.searchsorted(self.before, -query.now))
         excluded = known(query.exclude, len(self.created))
         head = self.newest[begin : begin + quota + len(excluded)]
         rows = head[~np.isin(head, excluded)][:quota]
@@ -44,4 +48,5 @@ def fresh(created: NDArray[np.float64]) -> FreshSource:
     """The source over the snapshot's column of creation times (epoch seconds, nan unknown)."""
     order = np.argsort(-created, kind="stable")
     times = created.astype(np.float64)
-    return FreshSource(times, order[~np.isnan(times[order])].astype(np.int32))
+    newest = order[~np.isnan(times[order])].astype(np.int32)
+    return FreshSource(times, newest, -times[newest])
