@@ -120,9 +120,9 @@ def _with_considered(record: DecisionRecord, offer: Offer, stages: Stages) -> De
             item_id,
             int(row),
             finite(score),
-            {name: rank for name, rank in zip(candidates.source_names, places, strict=True) if rank >= 0},
+            {name: rank for name, rank in zip(candidates.source_names, offered, strict=True) if rank >= 0},
         )
-        for item_id, row, score, places in zip(ids, sample, ranked.scores, ranks, strict=False)
+        for item_id, row, score, offered in zip(ids, sample, ranked.scores, ranks, strict=False)
     )
     return replace(record, considered=considered, remembered=tuple(ids))
 
