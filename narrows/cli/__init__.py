@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from narrows import __version__
 from narrows.cli import demo, doctor, evaluate, import_data, recommend, train, up
-from narrows.cli.console import CommandParser, Console, UsageError
+from narrows.cli.console import CommandFailed, CommandParser, Console, UsageError
 from narrows.cli.places import find_places
 from narrows.errors import NarrowsError
 
@@ -20,14 +20,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 only on success, 2 with a message that explains the mistake, else 1."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     console = Console(json="--json" in arguments)
+    places = find_places(os.environ)
     try:
         options = _parser().parse_args(arguments)
-        result = options.run(options, find_places(os.environ), console)
+        result = options.run(options, places, console)
     except UsageError as error:
         print(error.usage, file=sys.stderr)
         return console.fail(error, 2)
     except NarrowsError as error:
         return console.fail(error, 2)
+    except OSError as error:
+        if not places.holds(error.filename):
+            raise
+        remedy = "set NARROWS_HOME to a folder that can be written"
+        return console.fail(CommandFailed(f"{error.filename}: {error.strerror}; {remedy}"), 2)
     except KeyboardInterrupt:
         return console.fail(NarrowsError("stopped by Ctrl-C"), 130)
     return console.finish(result)

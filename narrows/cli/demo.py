@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from narrows.cli.api_client import Api, send_in_lanes
-from narrows.cli.console import CommandFailed, Console
+from narrows.cli.console import CommandFailed, Console, between
 from narrows.cli.deployment import Consumers, Deployment
 from narrows.cli.places import Places
 from narrows.cli.slates import three_slates
 from narrows.cli.steps import Steps
-from narrows.cli.up import serve_until_stopped
+from narrows.cli.up import MOST_WORKERS, serve_until_stopped
 from narrows.market import DAY_S
 from narrows.simulator import Market
 
@@ -45,7 +45,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--events", type=event_count, default=100_000, help="simulated events (default: 100000)"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes of the API (default: 2)")
+    parser.add_argument(
+        "--workers", type=between(1, MOST_WORKERS), default=2, help="processes of the API (default: 2)"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print times, slates and addresses as one JSON object"
     )
@@ -64,11 +66,11 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     from localcloud import supervisor  # starts programs: only the commands that need it load it
 
     demo = _Demo(places, console, time.time())
+    demo.steps.begin("deploy", "starting the local AWS and deploying the stacks into it")
+    addresses = supervisor.up(
+        places.home, APP, workers=arguments.workers, progress=demo.steps.remark, prepare=demo.publish
+    )
     try:
-        demo.steps.begin("deploy", "starting the local AWS and deploying the stacks into it")
-        addresses = supervisor.up(
-            places.home, APP, workers=arguments.workers, progress=demo.steps.remark, prepare=demo.publish
-        )
         result = {**addresses, **demo.fill(Api(addresses["api"]), arguments.events)}
         demo.steps.table()
         console.say(

@@ -34,6 +34,12 @@ class Places:
         """The folder of the app's model bundles, one folder for each version."""
         return self.home / "apps" / app / "models"
 
+    def holds(self, path: object) -> bool:
+        """Whether the path is the home, lies in it, or is a folder that it lies in."""
+        return isinstance(path, str | Path) and (
+            Path(path).is_relative_to(self.home) or self.home.is_relative_to(path)
+        )
+
 
 def find_places(environment: Mapping[str, str]) -> Places:
     """The repository is the one that this code runs from, else the current folder."""

@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from narrows.cli.console import Console
+from narrows.cli.console import Console, between
 from narrows.cli.places import Places
 
 UP = """\
 Start an AWS of this machine, deploy the stacks into it with the CDK's own command, and serve the API and the
 page. Ports are free ones and are printed. State lies in NARROWS_HOME (.narrows)."""
+MOST_WORKERS = 64
 DOWN = "Stop the local cloud: no process and no temporary file is left behind."
 
 
@@ -25,8 +26,10 @@ def add(commands: Any) -> None:
     )
     up.add_argument("--app", default="megashop", help="the app to serve (default: megashop)")
     up.add_argument("--detach", action="store_true", help="return when it is ready; narrows down stops it")
-    up.add_argument("--workers", type=int, default=2, help="processes of the API (default: 2)")
-    up.add_argument("--port", type=int, default=0, help="the API's port (default: a free one)")
+    up.add_argument(
+        "--workers", type=between(1, MOST_WORKERS), default=2, help="processes of the API (default: 2)"
+    )
+    up.add_argument("--port", type=between(0, 65_535), default=0, help="the API's port (default: a free one)")
     up.add_argument("--json", action="store_true", help="print api, page and aws_endpoint as one JSON object")
     up.set_defaults(run=run_up)
     down = commands.add_parser("down", help="stop the local cloud", description=DOWN)

@@ -91,6 +91,9 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(
         (["recommend", "--app", "media", "--surface", "wall"], "media has no surface 'wall'; it has feed"),
         (["recommend", "--app", "media", "--api", "ftp://x"], "'ftp://x' is no address of an API"),
         (["demo", "--events", "10"], "'10': give a whole number from 1000"),
+        (["demo", "--workers", "0"], "'0': give a whole number from 1 to 64"),
+        (["up", "--workers", "0"], "'0': give a whole number from 1 to 64"),
+        (["up", "--port", "99999"], "'99999': give a whole number from 0 to 65535"),
     ],
 )
 def test_mistakes_on_the_command_line(
@@ -99,6 +102,20 @@ def test_mistakes_on_the_command_line(
     """Each says what to write instead and ends with 2."""
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["up"], ["import", "ROWS", "--app", "media"]], ids=lambda one: one[0])
+def test_a_home_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file stands where the home should be: one line with the variable, no traceback."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NARROWS_HOME", str(tmp_path / "file" / "home"))
+    rows = _csv(tmp_path)
+    assert main([rows if one == "ROWS" else one for one in command]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert str(tmp_path / "file") in told
+    assert "NARROWS_HOME" in told
 
 
 @pytest.mark.parametrize(
