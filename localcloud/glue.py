@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -199,7 +200,7 @@ class JobRuns:
         return run_process(
             [sys.executable, str(script), *(text for pair in local.items() for text in pair)],
             cwd=folder,
-            environment=job_environment(folder / "tmp", _spark_environment(packages)),
+            environment=job_environment(folder / "tmp", spark_environment(packages, folder / "tmp")),
             log=log,
             timeout_s=run.timeout_min * 60,
             stop=run.stop,
@@ -222,7 +223,8 @@ def _outcome(ended: Ended, run: Run, log: Path) -> tuple[str, str]:
     return "SUCCEEDED", ""
 
 
-def _spark_environment(packages: list[Path]) -> dict[str, str]:
+def spark_environment(packages: Sequence[Path], scratch: Path) -> dict[str, str]:
+    """What Spark sees: one machine, no web page, temporary files in `scratch`; Java heeds no TMPDIR."""
     options = {
         "spark.driver.bindAddress": "127.0.0.1",
         "spark.driver.host": "127.0.0.1",
@@ -232,12 +234,14 @@ def _spark_environment(packages: list[Path]) -> dict[str, str]:
         "spark.sql.session.timeZone": "UTC",
     }
     settings = " ".join(f"--conf {name}={value}" for name, value in options.items())
+    settings += " --driver-java-options " + shlex.quote(f'"-Djava.io.tmpdir={scratch}"')
     return {
         "JAVA_HOME": java_home(),
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "PYSPARK_SUBMIT_ARGS": f"--master local[*] --driver-memory {DRIVER_MEMORY} {settings} pyspark-shell",
         "PYTHONPATH": os.pathsep.join(str(package) for package in packages),
+        "SPARK_LOCAL_DIRS": str(scratch),
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import tarfile
 import textwrap
 import time
@@ -14,6 +15,7 @@ import pytest
 from botocore.exceptions import ClientError
 from local_aws import Started, started, wait_for
 
+from localcloud.glue import spark_environment
 from localcloud.jobs import JobFailed, run_training_job
 
 TRAIN = textwrap.dedent("""
@@ -302,3 +304,13 @@ class TestGlueJobRuns:
         """A run of a job that nobody defined is Glue's own error."""
         with pytest.raises(ClientError, match="EntityNotFound"):
             aws.client("glue").start_job_run(JobName="nobody")
+
+
+def test_spark_keeps_its_temporary_files_where_the_job_does(tmp_path: Path) -> None:
+    """Java heeds no TMPDIR: it is told by an option, which holds in a folder with a space as well."""
+    scratch = tmp_path / "a home"
+    sees = spark_environment([], scratch)
+    assert sees["SPARK_LOCAL_DIRS"] == str(scratch)
+    words = shlex.split(sees["PYSPARK_SUBMIT_ARGS"])
+    assert words[words.index("--driver-java-options") + 1] == f'"-Djava.io.tmpdir={scratch}"'
+    assert words[-1] == "pyspark-shell"
