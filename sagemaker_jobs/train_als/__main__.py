@@ -25,7 +25,8 @@ AXES = {
     "dimension": (32, 128),
 }
 DECAYS = (0.95, 0.9, 0.8, 0.7)
-MOST_CASES = 3000
+MOST_CASES, FEWEST_CASES = 3000, 300
+SCORES_A_TRIAL = 60_000_000
 BUDGET_S = 75.0
 FEWEST_EVENTS_A_DIMENSION = 20
 
@@ -63,7 +64,8 @@ def tune(data: TrainingSet, seed: int, budget_s: float, progress: Progress) -> T
 
     The recency decay costs no fit, so every fit is judged at its best decay.
     """
-    held = cases(data.log, back=1).sample(MOST_CASES, np.random.default_rng(seed))
+    most = int(np.clip(SCORES_A_TRIAL // data.log.item_count, FEWEST_CASES, MOST_CASES))
+    held = cases(data.log, back=1).sample(most, np.random.default_rng(seed))
     start = als.Params(dimension=_dimension(data.replay), unobserved=0.1)
     if not len(held) or not len(data.replay):
         return Tuned(start, float("nan"), 0, False)
@@ -86,12 +88,12 @@ def _quality(model: als.Als, data: TrainingSet, held: Cases) -> float:
     """What a source of candidates is for: items found among the first hundred, the earlier the better."""
     source = model.bind(data.rows_of, data.log.item_count)
     ranks = find(held, partial(first_hundred, source)).ranks
-    return float(mean(hit_at(ranks, 100)) + mean(gain_at(ranks, 10)))
+    return mean(hit_at(ranks, 100)) + mean(gain_at(ranks, 10))
 
 
 def _cost(params: als.Params) -> float:
     """Solving for one vector is cubic in the dimension, gathering its events quadratic: in between."""
-    return float(params.dimension) ** 2.5
+    return float(params.dimension**2.5)
 
 
 def _dimension(events: Interactions) -> int:

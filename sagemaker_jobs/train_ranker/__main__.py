@@ -9,6 +9,7 @@ from __future__ import annotations
 import sagemaker_jobs  # noqa: F401  # first: it sets how many threads numpy takes
 
 # isort: split
+import json
 import shutil
 import sys
 import time
@@ -31,9 +32,10 @@ from narrows.ranking import ModelManifest, write_manifest
 from narrows.sources import als, covisitation, popular
 from sagemaker_jobs.container import Container, Progress, run, unpacked, write_json
 from sagemaker_jobs.replay import Groups, funnel_of, replay
-from sagemaker_jobs.training_set import HOLDOUT, LABELS_PER_USER, REPLAY, funnel, read
+from sagemaker_jobs.training_set import HOLDOUT, REPLAY, funnel, read
 
 FILES = (als.FILE, covisitation.FILE, popular.FILE, statistics.FILE, SEGMENTS_FILE)
+SUMMARIES = ("als.json", "covisitation.json")
 CHANNELS = ("sources", "als", "covisitation")
 MOST_ROWS = 2_000_000
 FEWEST_GROUPS = 30
@@ -45,12 +47,16 @@ PARAMS: Mapping[str, Any] = {
     "learning_rate": 0.05,
     "num_leaves": 31,
     "feature_fraction": 0.5,
-    "lambdarank_truncation_level": 20,
+    "lambdarank_truncation_level": 100,
     "deterministic": True,
     "force_row_wise": True,
     "verbosity": -1,
 }
 ROUNDS, PATIENCE = 400, 40
+FEW_GROUPS = 3000
+CAUTIOUS_LEAVES = 7
+RISING = ("score", "scaled", "last", "long", "best", "links", "recent", "reciprocal_rank", "found_by")
+FALLING = ("rank", "place")
 
 
 @dataclass(frozen=True)
@@ -64,16 +70,16 @@ class Trained:
 def train(container: Container) -> None:
     """Collect the sources' files, replay, train, write the bundle and its held-out twin."""
     progress = Progress("train_ranker")
-    labels = container.number("labels_per_user", LABELS_PER_USER)
     data = read(container)
     quotas, most = funnel(container)
     seed = int(container.number("seed", 0))
     with TemporaryDirectory() as scratch:
         _collect(container, container.model, Path(scratch))
+    _refuse_leak(container.model, data.labels)
     past = funnel_of(container.model / REPLAY, data, quotas, most)
     spec = VectorSpec.over(past.sources, past.items)
     drawn = np.random.default_rng(seed)
-    held = [cases(data.log, back).shuffled(drawn) for back in range(1, int(labels) + 1)]
+    held = [cases(data.log, back).shuffled(drawn) for back in range(1, data.labels + 1)]
     groups = replay(held, past, spec, most_rows=int(container.number("most_rows", MOST_ROWS)))
     progress.say(
         f"{len(groups.lengths):,} groups of {groups.asked:,} requests, {len(groups.features):,} rows"
@@ -91,7 +97,7 @@ def _collect(container: Container, target: Path, scratch: Path) -> None:
         if container.has(channel):
             folder = unpacked(container.channel(channel), scratch / channel)
             for path in sorted(folder.rglob("*")):
-                if path.name in FILES or path.name in ("als.json", "covisitation.json"):
+                if path.name in (*FILES, *SUMMARIES):
                     part = path.parent.name if path.parent.name in (HOLDOUT, REPLAY) else "."
                     (target / part).mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(path, target / part / path.name)
@@ -105,6 +111,19 @@ def _collect(container: Container, target: Path, scratch: Path) -> None:
         raise InvalidInput(
             "channel.sources", missing, "give the models of train_als and train_covisitation as input"
         )
+
+
+def _refuse_leak(bundle: Path, labels: int) -> None:
+    """Labels may only be events that the sources of `replay/` were fitted without."""
+    for name in SUMMARIES:
+        path = bundle / name
+        without = (
+            json.loads(path.read_text(encoding="utf-8"))["labels_per_user"] if path.is_file() else labels
+        )
+        if without < labels:
+            raise InvalidInput(
+                "hyperparameters.labels_per_user", labels, f"{name} was fitted without {without} of them only"
+            )
 
 
 def fit(groups: Groups, spec: VectorSpec, seed: int, progress: Progress) -> Trained:
@@ -123,8 +142,7 @@ def fit(groups: Groups, spec: VectorSpec, seed: int, progress: Progress) -> Trai
         )
         progress.say(reason)
         return Trained("", {**found, "reason": reason})
-    least = max(5, min(50, len(learning.features) // 1000))
-    params = {**PARAMS, "seed": seed, "min_data_in_leaf": least}
+    params = _params(learning, spec, seed)
     dataset = _dataset(learning, spec)
     booster = lightgbm.train(
         params,
@@ -144,6 +162,25 @@ def fit(groups: Groups, spec: VectorSpec, seed: int, progress: Progress) -> Trai
     }
     progress.say(f"{booster.best_iteration} trees, gain among found {found[f'validation_{MAIN}']:.4f}")
     return Trained(booster.model_to_string(num_iteration=booster.best_iteration), found)
+
+
+def _params(learning: Groups, spec: VectorSpec, seed: int) -> dict[str, Any]:
+    """Where groups are few, small trees that may not turn a source's order around."""
+    least = max(5, min(50, len(learning.features) // 1000))
+    params = {**PARAMS, "seed": seed, "min_data_in_leaf": least}
+    if len(learning.lengths) >= FEW_GROUPS:
+        return params
+    return params | {"num_leaves": CAUTIOUS_LEAVES, "monotone_constraints": directions(spec)}
+
+
+def directions(spec: VectorSpec) -> list[int]:
+    """For each column 1, -1 or 0: whether the model's score may only rise with it, only fall, or do both."""
+    found = []
+    for name in spec.names:
+        owner, _, last = name.rpartition(".")
+        by_source = (owner in spec.sources and owner != "fresh") or not owner
+        found.append((last in RISING) - (last in FALLING) if by_source else 0)
+    return found
 
 
 def _dataset(groups: Groups, spec: VectorSpec, reference: Any = None) -> Any:

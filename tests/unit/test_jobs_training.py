@@ -15,12 +15,16 @@ import numpy as np
 import pytest
 
 from narrows.adapters.tables import read_training_data, write_training_data
+from narrows.errors import InvalidInput
 from narrows.evaluation.leave_one_out import cases
+from narrows.features.vectors import VectorSpec
 from narrows.ranking import read_manifest
 from narrows.retrieval import gather
 from sagemaker_jobs.container import Container
 from sagemaker_jobs.from_files import evaluate_from_files, train_from_files
 from sagemaker_jobs.replay import funnel_of
+from sagemaker_jobs.train_ranker.__main__ import directions
+from sagemaker_jobs.train_ranker.__main__ import train as train_ranker
 from sagemaker_jobs.training_set import funnel, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,3 +227,23 @@ def test_replayed_candidates_are_those_that_serving_gathers(trained: tuple[Path,
             assert not gathered.failures
             assert np.array_equal(ours.rows, gathered.candidates.rows)
             assert np.array_equal(ours.ranks, gathered.candidates.ranks)
+
+
+def test_a_ranker_never_learns_from_what_its_sources_saw(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """More labels a user than the sources were fitted without would leak, and are refused."""
+    home, _ = trained
+    channels = {"training": home / "data", "sources": home / "sources"}
+    container = Container(tmp_path, tmp_path, tmp_path, tmp_path, channels, {"labels_per_user": "5"})
+    with pytest.raises(InvalidInput, match="labels_per_user"):
+        train_ranker(container)
+
+
+def test_few_groups_may_not_turn_a_source_around() -> None:
+    """Scores may only raise, ranks only lower; item, time and freshness columns are free."""
+    spec = VectorSpec({"als": ("score", "last"), "fresh": ("score",)}, numbers=("price",))
+    found = dict(zip(spec.names, directions(spec), strict=True))
+    assert (found["als.score"], found["als.last"], found["als.rank"], found["als.place"]) == (1, 1, -1, -1)
+    assert (found["reciprocal_rank"], found["found_by"]) == (1, 1)
+    assert {found[name] for name in ("fresh.score", "fresh.rank", "price.value", "item.log_events")} == {0}
