@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from narrows.events import Event
+from narrows.importing import ImportRefused
 
 
 def item_table(data: Path, id_column: str) -> dict[str, list[Any]]:
@@ -57,9 +58,16 @@ def _interactions(
 ) -> Any:
     paths = sorted((data / "interactions").glob("**/*.parquet"))
     rule = list(filters) if filters else None
-    return pa.concat_tables([pq.read_table(path, columns=columns, filters=rule) for path in paths])
+    return pa.concat_tables([_read(path, columns=columns, filters=rule) for path in paths])
 
 
 def _table(folder: Path) -> Any:
     paths = sorted(folder.glob("**/*.parquet"))
-    return pa.concat_tables([pq.read_table(path) for path in paths]) if paths else None
+    return pa.concat_tables([_read(path) for path in paths]) if paths else None
+
+
+def _read(path: Path, **options: Any) -> Any:
+    try:
+        return pq.read_table(path, **options)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ImportRefused(f"{path} cannot be read ({error}); run narrows import again") from error

@@ -34,9 +34,26 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--app", required=True, help="the app whose data were imported")
     parser.add_argument(
+        "--budget",
+        type=tuning_seconds,
+        metavar="SECONDS",
+        help="how long each source may be tuned; 0 takes the defaults as they are",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print version, folder and times as one JSON object"
     )
     parser.set_defaults(run=run)
+
+
+def tuning_seconds(text: str) -> float:
+    """A number of seconds that is not negative."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds < 86_400.0:
+        raise argparse.ArgumentTypeError(f"'{text}': give a number of seconds, 0 or more")
+    return seconds
 
 
 def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapping[str, Any]:
@@ -45,7 +62,8 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     data = imported(places, app.name)
     version = datetime.fromtimestamp(time.time(), UTC).strftime("v%Y%m%dT%H%M%S")
     items = item_table(data, app.catalogue.id)
-    training = _Training(places, app.name, data, version)
+    given = {} if arguments.budget is None else {"budget_s": arguments.budget}
+    training = _Training(places, app.name, data, version, given)
     steps = Steps(console, 2)
     steps.begin("sources", "ALS and co-visitation, side by side")
     with ThreadPoolExecutor(2) as pool:
@@ -86,21 +104,25 @@ def snapshot_folder(places: Places, app: str, version: str) -> Path:
 class _Training:
     """The jobs of one training run, in a folder that becomes the bundle when all went well."""
 
-    def __init__(self, places: Places, app: str, data: Path, version: str) -> None:
+    def __init__(
+        self, places: Places, app: str, data: Path, version: str, given: Mapping[str, float]
+    ) -> None:
         self._places, self._app, self._data, self._version = places, app, data, version
+        self._given = given
         self._folder = places.models(app) / f"{version}.part"
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def source(self, job: str) -> None:
         """Train one candidate source."""
-        run_job(
-            self._places, self._app, job, {"training": self._data}, self._folder / "sources", self._version
-        )
+        self._run(job, {"training": self._data}, self._folder / "sources")
 
     def ranker(self) -> None:
         """Train the ranker over the candidates of the sources; its model is the whole bundle."""
         channels = {"training": self._data, "sources": self._folder / "sources"}
-        run_job(self._places, self._app, "train_ranker", channels, self._folder / "bundle", self._version)
+        self._run("train_ranker", channels, self._folder / "bundle")
+
+    def _run(self, job: str, channels: Mapping[str, Path], model: Path) -> None:
+        run_job(self._places, self._app, job, channels, model, self._version, **self._given)
 
     def finish(self) -> Path:
         """Give the bundle its final name and make it the current one."""
@@ -114,7 +136,13 @@ class _Training:
 
 
 def run_job(
-    places: Places, app: str, job: str, channels: Mapping[str, Path], model: Path, version: str
+    places: Places,
+    app: str,
+    job: str,
+    channels: Mapping[str, Path],
+    model: Path,
+    version: str,
+    **more: float,
 ) -> Path:
     """Run a program of `sagemaker_jobs` under the container contract; returns its output folder."""
     from localcloud.jobs import run_training_job  # starts programs
@@ -122,6 +150,6 @@ def run_job(
     folder = places.home / "apps" / app / "jobs" / job
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    given = {"app": app, "version": version}
+    given = {"app": app, "version": version, **more}
     run_training_job(f"sagemaker_jobs.{job}", channels, model, folder / "output", given, folder / "log.txt")
     return folder / "output"
