@@ -26,6 +26,8 @@ from cdk_app.config import Stage
 
 RUNTIME = lambda_.Runtime.PYTHON_3_14
 GLUE_LOGS = ("logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents", "logs:AssociateKmsKey")
+KEY_READ = ("Decrypt", "DescribeKey")
+KEY_WRITE = ("Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo")
 S3_READ = ("s3:GetObject",)
 S3_WRITE = ("s3:PutObject", "s3:AbortMultipartUpload")
 LIGHTGBM = "/var/task/lib/lib_lightgbm.so"
@@ -76,8 +78,8 @@ def allow(
 
 
 def allow_key(grantee: iam.Role, key: kms.IKey, *, write: bool = True) -> None:
-    """Let a role read what `key` encrypts; with `write`, encrypt too."""
-    allow(grantee, ["kms:Decrypt", *(["kms:GenerateDataKey"] if write else [])], [key.key_arn])
+    """Let a role read what `key` encrypts; with `write`, encrypt too. Services ask for these in its name."""
+    allow(grantee, [f"kms:{action}" for action in (*KEY_READ, *(KEY_WRITE if write else ()))], [key.key_arn])
 
 
 def allow_objects(
@@ -185,7 +187,8 @@ class Table(Construct):
     def allow(self, grantee: iam.Role, *actions: str) -> None:
         """Let `grantee` do these actions, named without their prefix, on this table."""
         self.table.grant(grantee, *(f"dynamodb:{action}" for action in actions))
-        allow_key(grantee, self._key)
+        writes = any(action.startswith(("Put", "Update", "Delete", "BatchWrite")) for action in actions)
+        allow_key(grantee, self._key, write=writes)
 
 
 class Function(Construct):

@@ -188,8 +188,9 @@ def main() -> None:
     """Make the dependency folders, so that synthesis afterwards needs no network."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     used = sorted({stage.architecture for stage in STAGES.values() if stage.bundle_dependencies})
-    parser.add_argument("architecture", nargs="*", default=used, choices=["arm64", "x86_64"])
-    for architecture in parser.parse_args().architecture:
+    parser.add_argument("--architecture", choices=["arm64", "x86_64"], help="only this one")
+    chosen = parser.parse_args().architecture
+    for architecture in [chosen] if chosen else used:
         print(dependencies(architecture))  # noqa: T201  # a command says what it made
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from narrows.settings import App, Problem, SettingsError, load_app
 
@@ -148,7 +148,7 @@ def _converted(name: str, value: Any, default: object, problems: list[Problem]) 
     elif isinstance(default, tuple):
         return tuple(one.strip() for one in str(value).split(",") if one.strip())
     else:
-        return cast(str, str(value))
+        return str(value)
     return default
 
 

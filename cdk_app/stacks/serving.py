@@ -12,7 +12,7 @@ from aws_cdk import aws_apigatewayv2_integrations as integrations
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
-from cdk_app.blocks import LIGHTGBM, Alarms, Function, acknowledge, allow, allow_objects, log_group
+from cdk_app.blocks import LIGHTGBM, Alarms, Function, acknowledge, allow, allow_key, allow_objects, log_group
 from cdk_app.bundling import lambda_code
 from cdk_app.config import Config
 from cdk_app.stacks.data import DataStack
@@ -98,6 +98,7 @@ class ServingStack(cdk.Stack):
             table.allow(function.role, "GetItem")
         data.policy.allow(function.role, "Query")
         allow(function.role, ["kinesis:PutRecord", "kinesis:PutRecords"], [data.decisions.stream_arn])
+        allow_key(function.role, data.key)  # the stream is under it
         allow(function.role, ["secretsmanager:GetSecretValue"], [data.pseudonym_key.secret_arn])
         allow_objects(function.role, data.bucket, data.key, read=["models", "snapshots"])
         return function

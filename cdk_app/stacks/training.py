@@ -85,7 +85,7 @@ class TrainingStack(cdk.Stack):
         allow_objects(
             role, data.bucket, data.key, read=["training", "artifacts", "models"], write=["artifacts"]
         )
-        allow(role, ["kms:CreateGrant", "kms:DescribeKey"], [data.key.key_arn])  # the volumes' encryption
+        allow(role, ["kms:CreateGrant"], [data.key.key_arn])  # the volumes' encryption
         self._allow_asset(role, self._source)
         groups = self.format_arn(service="logs", resource="log-group:/aws/sagemaker/TrainingJobs*")
         streams = ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents"]

@@ -24,7 +24,9 @@ MACHINES = {"arm64": "EM_AARCH64", "x86_64": "EM_X86_64"}
 
 
 @pytest.fixture(params=["arm64", "x86_64"])
-def installed(request: pytest.FixtureRequest) -> tuple[Architecture, Path]:
+def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Architecture, Path]:
+    """The dependency folder of a platform: `make setup` brings arm64's, uv's cache perhaps the other's."""
+    monkeypatch.setenv("UV_OFFLINE", "1")
     try:
         return request.param, bundling.dependencies(request.param)
     except bundling.BundleMissing as error:
