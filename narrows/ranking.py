@@ -51,7 +51,7 @@ class Ranker(Protocol):
         """The model that answers, "" for none."""
 
     def rank(self, request: RankRequest, candidates: Candidates, limit: int) -> Ranked:
-        """The best `limit` candidates, best first; ties go to the lower row."""
+        """The best `limit` candidates, best first; ties go to the better fused rank, then the lower row."""
 
 
 class Scorer(Protocol):
@@ -103,7 +103,7 @@ class EmbeddedRanker:
             candidates = fuse(candidates, limit)
         features = self.vectors(request, candidates)
         scores = self.scorer.predict(features)
-        order = np.lexsort((candidates.rows, -scores))
+        order = np.lexsort((candidates.rows, -reciprocal_ranks(candidates), -scores))
         return _ranked(self.items, candidates.rows[order], scores[order].astype(np.float32), features[order])
 
     def vectors(self, request: RankRequest, candidates: Candidates) -> Floats:

@@ -21,7 +21,7 @@ from sagemaker_jobs.container import Container
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
 HOLDOUT, REPLAY = "holdout", "replay"
-LABELS_PER_USER = 2
+LABELS_PER_USER = 3
 QUOTAS = (
     SourceQuota("als", 200, 0.4),
     SourceQuota("covisitation", 250, 0.4),

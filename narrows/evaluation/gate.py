@@ -23,16 +23,16 @@ def decide(candidate: Mapping[str, Any], current: Mapping[str, Any] | None, gate
     """Compare two evaluations on the same users.
 
     Each is `{"users", "reports": {"two_stage", "popular", ...}, "segments": {name: {"users", "reports"}}}`.
-    Promotes when the candidate beats the popularity baseline and, where there is a current model, beats that
-    by `gate.margin` and in no segment of at least 30 users loses more than the segment's tolerance.
+    Promotes when the candidate is not below the popularity baseline and, where there is a current model, beats
+    that by `gate.margin` and in no segment of at least 30 users loses more than the segment's tolerance.
     """
     score = _metric(candidate, "two_stage", gate.metric)
     if score is None or int(candidate.get("users") or 0) == 0:
         return Verdict(False, f"the candidate has no {gate.metric}: there were no held-out users to ask")
     baseline = _metric(candidate, "popular", gate.metric)
-    if baseline is not None and score <= baseline:
+    if baseline is not None and score < baseline:
         return Verdict(
-            False, f"the candidate's {gate.metric} {score:.4f} does not beat popularity's {baseline:.4f}"
+            False, f"the candidate's {gate.metric} {score:.4f} is below popularity's {baseline:.4f}"
         )
     if current is None:
         return Verdict(True, f"there is no current model, and the candidate's {gate.metric} is {score:.4f}")

@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from narrows.adapters.lightgbm import load_scorer
 from narrows.adapters.tables import read_training_data, write_training_data
 from narrows.errors import InvalidInput
 from narrows.evaluation.leave_one_out import cases
 from narrows.features.vectors import VectorSpec
 from narrows.ranking import read_manifest
 from narrows.retrieval import gather
-from sagemaker_jobs.container import Container
+from sagemaker_jobs.container import Container, Progress
 from sagemaker_jobs.from_files import evaluate_from_files, train_from_files
-from sagemaker_jobs.replay import funnel_of
-from sagemaker_jobs.train_ranker.__main__ import directions
+from sagemaker_jobs.replay import Groups, funnel_of
 from sagemaker_jobs.train_ranker.__main__ import train as train_ranker
+from sagemaker_jobs.train_ranker.lambdamart import directions, fit
 from sagemaker_jobs.training_set import funnel, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,3 +248,32 @@ def test_few_groups_may_not_turn_a_source_around() -> None:
     assert (found["als.score"], found["als.last"], found["als.rank"], found["als.place"]) == (1, 1, -1, -1)
     assert (found["reciprocal_rank"], found["found_by"]) == (1, 1)
     assert {found[name] for name in ("fresh.score", "fresh.rank", "price.value", "item.log_events")} == {0}
+
+
+@pytest.mark.parametrize(
+    ("told_by", "chosen"), [("popular.place", "popular"), ("reciprocal_rank", "reciprocal_rank")]
+)
+def test_a_ranker_that_beats_no_source_is_not_kept(told_by: str, chosen: str, tmp_path: Path) -> None:
+    """Where the label is always first of one order, that order serves: exactly, or without a model."""
+    generator = np.random.default_rng(0)
+    spec = VectorSpec({"als": ("score",), "popular": ("score",)})
+    count, length = 60, 20
+    features = generator.random((count * length, len(spec.names))).astype(np.float32)
+    relevant = np.zeros(count * length, np.int8)
+    for group in range(count):
+        rows = slice(group * length, (group + 1) * length)
+        for name in ("als", "popular"):
+            features[rows, spec.names.index(f"{name}.place")] = generator.permutation(length)
+        values = features[rows, spec.names.index(told_by)]
+        first = np.argmin(values) if told_by.endswith("place") else np.argmax(values)
+        relevant[group * length + first] = 1
+    users = np.arange(count, dtype=np.int32)
+    groups = Groups(features, relevant, np.full(count, length), np.ones(count, np.float32), users, count)
+    trained = fit(groups, spec, 0, Progress("test"))
+    assert trained.metrics["gains"][chosen] == 1.0
+    assert trained.metrics["chosen"] in (chosen, "lambdamart")
+    if trained.metrics["chosen"] == "popular":
+        (tmp_path / "ranker.txt").write_text(trained.text)
+        scores = load_scorer(tmp_path / "ranker.txt").predict(features[:length])
+        places = features[:length, spec.names.index("popular.place")]
+        assert np.argsort(-scores).tolist() == np.argsort(places).tolist()

@@ -93,10 +93,12 @@ def test_only_the_best_fused_candidates_are_scored() -> None:
     assert ranked.rows.tolist() == [3, 4]
 
 
-def test_ties_go_to_the_lower_row() -> None:
-    """Equal scores have one order."""
+def test_ties_go_to_the_better_fused_rank_then_the_lower_row() -> None:
+    """Equal scores have one order: that of the sources, and without one that of the rows."""
     ranked = ranker("time.hour").rank(REQUEST, candidates([4, 0, 2]), 10)
-    assert ranked.rows.tolist() == [0, 2, 4]
+    assert ranked.rows.tolist() == [4, 0, 2]
+    alike = replace(candidates([4, 0, 2]), ranks=np.zeros((3, 1), np.int32))
+    assert ranker("time.hour").rank(REQUEST, alike, 10).rows.tolist() == [0, 2, 4]
 
 
 def test_new_items_and_empty_requests_rank() -> None:

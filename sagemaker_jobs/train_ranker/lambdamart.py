@@ -1,0 +1,187 @@
+"""Fits the ranker to replayed groups, and keeps it only if it beats every order that needs no ranker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightgbm
+import numpy as np
+
+from narrows.evaluation.metrics import MAIN, gain_at, mean
+from narrows.features.vectors import VectorSpec
+from sagemaker_jobs.container import Progress
+from sagemaker_jobs.replay import Groups
+
+FEWEST_GROUPS = 30
+FEW_GROUPS = 3000
+FOLDS = 5
+VALIDATED = 8
+PARAMS: Mapping[str, Any] = {
+    "objective": "lambdarank",
+    "metric": "ndcg",
+    "eval_at": [10],
+    "learning_rate": 0.05,
+    "num_leaves": 31,
+    "feature_fraction": 0.5,
+    "lambdarank_truncation_level": 100,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+ROUNDS, PATIENCE = 400, 40
+CAUTIOUS: Mapping[str, Any] = {"num_leaves": 7}
+CAUTIOUS_ROUNDS = 50
+ONE_ORDER: Mapping[str, Any] = {
+    "objective": "regression",
+    "learning_rate": 1.0,
+    "num_leaves": 1000,
+    "max_bin": 1000,
+    "min_data_in_bin": 1,
+    "min_data_in_leaf": 1,
+    "min_sum_hessian_in_leaf": 0.0,
+    "deterministic": True,
+    "force_row_wise": True,
+    "verbosity": -1,
+}
+FUSED = "reciprocal_rank"
+RISING = ("score", "scaled", "last", "long", "best", "links", "recent", FUSED, "found_by")
+FALLING = ("rank", "place")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The booster as text, "" where fused ranks serve better, and what was measured on the way."""
+
+    text: str
+    metrics: Mapping[str, Any]
+
+
+def fit(groups: Groups, spec: VectorSpec, seed: int, progress: Progress) -> Trained:
+    """A LambdaMART, or the order of one source, or none: whichever ranks unseen users' labels best.
+
+    `metrics` tells the gain of each among the groups, whose labels all are candidates, and what was chosen.
+    """
+    found: dict[str, Any] = {
+        "groups": len(groups.lengths),
+        "requests": groups.asked,
+        "rows": len(groups.features),
+        "candidate_recall": len(groups.lengths) / groups.asked if groups.asked else None,
+    }
+    if len(groups.lengths) < FEWEST_GROUPS or len(np.unique(groups.users % VALIDATED)) < VALIDATED:
+        reason = f"{len(groups.lengths)} groups to learn from, too few: fused ranks serve"
+        progress.say(reason)
+        return Trained("", {**found, "reason": reason})
+    booster, gain, judged = (_cautious if len(groups.lengths) < FEW_GROUPS else _stopped)(groups, spec, seed)
+    gains = {"lambdamart": gain, **_single_orders(judged, spec)}
+    chosen = max(gains, key=lambda name: gains[name])
+    progress.say(f"{chosen} of { ({name: round(one, 4) for name, one in gains.items()}) }")
+    found |= {"gains": gains, "chosen": chosen, f"validation_{MAIN}": gains[chosen]}
+    if chosen == FUSED:
+        return Trained("", {**found, "reason": "no ranker beats fused ranks: they serve"})
+    if chosen != "lambdamart":
+        booster = _one_order(groups, spec, chosen)
+        found["reason"] = f"no ranker beats the order of {chosen}, which the model repeats"
+    found |= {"trees": booster.num_trees(), "importance": _importance(booster, spec)}
+    return Trained(booster.model_to_string(), found)
+
+
+def directions(spec: VectorSpec) -> list[int]:
+    """For each column 1, -1 or 0: whether the model's score may only rise with it, only fall, or do both."""
+    found = []
+    for name in spec.names:
+        owner, _, last = name.rpartition(".")
+        by_source = (owner in spec.sources and owner != "fresh") or not owner
+        found.append((last in RISING) - (last in FALLING) if by_source else 0)
+    return found
+
+
+def ranks(scores: np.ndarray, groups: Groups, spec: VectorSpec) -> np.ndarray:
+    """Of each group's relevant candidate, from 0; equal scores are ordered as serving does, by fused rank."""
+    fused = groups.features[:, spec.names.index(FUSED)]
+    ends = np.cumsum(groups.lengths)
+    found = []
+    for begin, end in zip(ends - groups.lengths, ends, strict=True):
+        ours, theirs = scores[begin:end], fused[begin:end]
+        at = int(np.argmax(groups.relevant[begin:end]))
+        found.append(int(((ours > ours[at]) | ((ours == ours[at]) & (theirs > theirs[at]))).sum()))
+    return np.asarray(found, np.int64)
+
+
+def _gain(scores: np.ndarray, groups: Groups, spec: VectorSpec) -> float:
+    return mean(gain_at(ranks(scores, groups, spec), 10))
+
+
+def _stopped(groups: Groups, spec: VectorSpec, seed: int) -> tuple[Any, float, Groups]:
+    """(booster, gain, groups judged): trained until the gain of every eighth user stops rising."""
+    validated = groups.users % VALIDATED == 0
+    learning, judging = groups.take(~validated), groups.take(validated)
+    dataset = _dataset(learning, spec)
+    booster = lightgbm.train(
+        {**PARAMS, "seed": seed, "min_data_in_leaf": 50},
+        dataset,
+        ROUNDS,
+        valid_sets=[_dataset(judging, spec, reference=dataset)],
+        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
+    )
+    kept = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
+    return kept, _gain(np.asarray(kept.predict(judging.features)), judging, spec), judging
+
+
+def _cautious(groups: Groups, spec: VectorSpec, seed: int) -> tuple[Any, float, Groups]:
+    """The same for few groups: small trees that may not turn a source around, judged in five folds."""
+    least = max(5, min(50, len(groups.features) // 1000))
+    params = {**PARAMS, **CAUTIOUS, "seed": seed, "min_data_in_leaf": least}
+    params["monotone_constraints"] = directions(spec)
+    scores = np.zeros(len(groups.features))
+    for fold in range(FOLDS):
+        held = groups.users % FOLDS == fold
+        rows = np.repeat(held, groups.lengths)
+        if held.any() and not held.all():
+            booster = lightgbm.train(params, _dataset(groups.take(~held), spec), CAUTIOUS_ROUNDS)
+            scores[rows] = booster.predict(groups.features[rows])
+    booster = lightgbm.train(params, _dataset(groups, spec), CAUTIOUS_ROUNDS)
+    return booster, _gain(scores, groups, spec), groups
+
+
+def _single_orders(groups: Groups, spec: VectorSpec) -> dict[str, float]:
+    """The gain of each source's own order, and of the fused one."""
+    gains = {FUSED: _gain(np.zeros(len(groups.features)), groups, spec)}
+    for name in spec.sources:
+        gains[name] = _gain(_order_of(groups, spec, name), groups, spec)
+    return gains
+
+
+def _order_of(groups: Groups, spec: VectorSpec, source: str) -> np.ndarray:
+    """Higher is better; what the source does not know comes last."""
+    place = groups.features[:, spec.names.index(f"{source}.place")]
+    return -np.where(np.isnan(place), np.inf, place)
+
+
+def _one_order(groups: Groups, spec: VectorSpec, source: str) -> Any:
+    """A model of one tree that repeats the order of a source, of the same shape as any other model."""
+    at = spec.names.index(f"{source}.place")
+    places = np.arange(int(np.nanmax(groups.features[:, at])) + 2, dtype=np.float32)
+    features = np.zeros((len(places), len(spec.names)), np.float32)
+    features[:, at] = places
+    features[-1, at] = np.nan
+    data = lightgbm.Dataset(features, label=-places, feature_name=list(spec.names))
+    return lightgbm.train(dict(ONE_ORDER), data, 1)
+
+
+def _importance(booster: Any, spec: VectorSpec) -> dict[str, float]:
+    gain = booster.feature_importance("gain")
+    return {spec.names[at]: round(float(gain[at]), 1) for at in np.argsort(-gain)[:20]}
+
+
+def _dataset(groups: Groups, spec: VectorSpec, reference: Any = None) -> Any:
+    weights = np.repeat(groups.weights / max(float(groups.weights.mean()), 1e-9), groups.lengths)
+    return lightgbm.Dataset(
+        groups.features,
+        label=groups.relevant,
+        group=groups.lengths,
+        weight=None if np.ptp(weights) == 0 else weights,
+        feature_name=list(spec.names),
+        reference=reference,
+    )
