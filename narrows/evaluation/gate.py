@@ -23,8 +23,8 @@ def decide(candidate: Mapping[str, Any], current: Mapping[str, Any] | None, gate
     """Compare two evaluations on the same users.
 
     Each is `{"users", "reports": {"two_stage", "popular", ...}, "segments": {name: {"users", "reports"}}}`.
-    Promotes when the candidate is not below the popularity baseline and, where there is a current model, beats
-    that by `gate.margin` and in no segment of at least 30 users loses more than the segment's tolerance.
+    Promotes when the candidate is not below the popularity baseline and, where there is a current model,
+    beats that by `gate.margin` and in no segment of at least 30 users loses more than the segment's tolerance.
     """
     score = _metric(candidate, "two_stage", gate.metric)
     if score is None or int(candidate.get("users") or 0) == 0:
