@@ -24,7 +24,7 @@ def decide(candidate: Mapping[str, Any], current: Mapping[str, Any] | None, gate
 
     Each is `{"users", "reports": {"two_stage", "popular", ...}, "segments": {name: {"users", "reports"}}}`.
     Promotes when the candidate is not below the popularity baseline and, where there is a current model,
-    beats that by `gate.margin` and in no segment of at least 30 users loses more than the segment's tolerance.
+    beats that by `gate.margin` and loses no more than its tolerance in any segment of at least 30 users.
     """
     score = _metric(candidate, "two_stage", gate.metric)
     if score is None or int(candidate.get("users") or 0) == 0:
