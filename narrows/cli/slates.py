@@ -13,6 +13,7 @@ from narrows.simulator import Market
 CONTEXT = {"device": "mobile", "location": "US"}
 REACTION_S = 3.0
 SURFACE = "homepage"
+JUDGED_USERS = 30
 FULL = "full"
 PATIENCE_S = 10.0
 
@@ -54,12 +55,23 @@ def three_slates(api: Api, market: Market, console: Console, *, stamp: str) -> d
         show(console, f"{title}, {user}", answer, names, api.curl(SURFACE, body))
         slates[title.removeprefix("a ").replace(" ", "_")] = answer
     slates |= _reaction(api, market, console, names, stamp)
-    best = set(market.preferred(known, market.items // 10))
-    hits = sum(item in best for item in item_ids(slates["known_user"]))
+    slates["truth"] = _truth(api, market)
     console.say(
-        f"\nof the known user's {len(item_ids(slates['known_user']))}, {hits} are truly in its best tenth"
+        "\nof {shown} items shown to {users} known users, {liked} are truly in their best tenth; by chance "
+        "it would be {by_chance}".format(**slates["truth"])
     )
     return slates
+
+
+def _truth(api: Api, market: Market) -> dict[str, int]:
+    """How many of the items shown to known users the market knows that they prefer."""
+    users = market.user_ids[:: max(1, len(market.user_ids) // JUDGED_USERS)][:JUDGED_USERS]
+    shown, liked = 0, 0
+    for user in users:
+        slate = item_ids(api.recommend(SURFACE, {"user_id": user, "limit": 10, "context": CONTEXT}))
+        shown += len(slate)
+        liked += len(set(slate) & set(market.preferred(user, market.items // 10)))
+    return {"users": len(users), "shown": shown, "liked": liked, "by_chance": shown // 10}
 
 
 def _reaction(
