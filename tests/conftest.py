@@ -14,6 +14,7 @@ from tests.servers import dynamodb_local, ministack, moto
 
 __all__ = ["dynamodb_local", "ministack", "moto"]
 
+PROGRAMS = {"spark": "Spark", "local": "the local cloud", "browser": "Chromium"}
 LOOPBACK = ["127.0.0.1", "localhost", "::1"]
 
 hypothesis.settings.register_profile(
@@ -38,6 +39,10 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[Any]:
     for fixture in getattr(item, "fixturenames", ()):
         if fixture in servers.NAMES:
             servers.used[servers.NAMES[fixture]] += 1
+    for marker, program in PROGRAMS.items():
+        if item.get_closest_marker(marker):
+            servers.started.setdefault(program, "processes on this machine")
+            servers.used[program] += 1
     return outcome
 
 
