@@ -26,7 +26,7 @@ RUNGS = {
 }
 ERRORS = {
     "400": "A field is wrong; the error names it, its value and what to send instead",
-    "404": "No such surface or path",
+    "404": "No such surface",
     "413": "The body, or the number of things in it, is over the limit",
     "503": "A store that this answer cannot do without did not answer; try again",
 }
@@ -272,7 +272,10 @@ def _list(items: Schema, most: int, description: str = "") -> Schema:
 def markdown(api: Mapping[str, Any]) -> str:
     """The document as a page."""
     lines = ["# API", "", "Written by `python -m lambdas.openapi docs/api.md` from `lambdas/openapi.py`.", ""]
-    lines += ["The same, for machines: `GET /openapi.json`. Every error has one shape:", ""]
+    lines += [
+        "The same, for machines: `GET /openapi.json`. What the gateway itself refuses, such as an unknown path,"
+    ]
+    lines += ['is its `{"message": ...}`; every error of the routes below has one shape:', ""]
     lines += ['`{"error": {"type", "message", "field", "value", "remedy"}}`.', ""]
     for path, methods in api["paths"].items():
         for method, operation in methods.items():
