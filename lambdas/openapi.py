@@ -273,9 +273,9 @@ def markdown(api: Mapping[str, Any]) -> str:
     """The document as a page."""
     lines = ["# API", "", "Written by `python -m lambdas.openapi docs/api.md` from `lambdas/openapi.py`.", ""]
     lines += [
-        "The same, for machines: `GET /openapi.json`. What the gateway itself refuses, such as an unknown path,"
+        "The same, for machines: `GET /openapi.json`. What the gateway itself refuses, such as an unknown"
     ]
-    lines += ['is its `{"message": ...}`; every error of the routes below has one shape:', ""]
+    lines += ['path, is its `{"message": ...}`; every error of the routes below has one shape:', ""]
     lines += ['`{"error": {"type", "message", "field", "value", "remedy"}}`.', ""]
     for path, methods in api["paths"].items():
         for method, operation in methods.items():
