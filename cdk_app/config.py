@@ -44,6 +44,7 @@ class Stage:
     landing_days: int = 90
     schedule_training: bool = False
     tuning_budget_s: int = 600  # of each source's job, for the choice of its parameters
+    ranker_rows: int = 3_500_000  # at most, of replayed candidates that the ranker learns from
     training_instance: str = "ml.m5.xlarge"
     training_image: str = "pytorch-training:2.6.0-cpu-py312-ubuntu22.04-sagemaker"
     training_image_account: str = "763104351884"  # opt-in regions have others: see docs/operations/deploy.md
@@ -58,6 +59,7 @@ STAGES: Mapping[str, Stage] = {
         bundle_dependencies=False,
         authorization="none",
         feature_window_s=0,
+        ranker_rows=600_000,
         tuning_budget_s=6,  # a laptop's demo shows the workflow; it is not where parameters are chosen
         landing_batch=2000,
         landing_window_s=2,

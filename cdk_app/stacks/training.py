@@ -155,6 +155,7 @@ class TrainingStack(cdk.Stack):
             "TrainingImage": f"{account}.dkr.ecr.{cdk.Aws.REGION}.{cdk.Aws.URL_SUFFIX}/{image}",
             "TrainingInstance": self._stage.training_instance,
             "TuningBudgetS": str(self._stage.tuning_budget_s),
+            "RankerRows": str(self._stage.ranker_rows),
             "TrainingRoleArn": self.training_role.role_arn,
             "PromoteModelFunction": self.promote_model.function.function_arn,
         }

@@ -30,7 +30,7 @@ PARAMS: Mapping[str, Any] = {
     "force_row_wise": True,
     "verbosity": -1,
 }
-ROUNDS, PATIENCE = 400, 40
+ROUNDS, PATIENCE = 400, 100
 CAUTIOUS: Mapping[str, Any] = {"num_leaves": 7}
 CAUTIOUS_ROUNDS = 50
 ONE_ORDER: Mapping[str, Any] = {
@@ -114,19 +114,21 @@ def _gain(scores: np.ndarray, groups: Groups, spec: VectorSpec) -> float:
 
 
 def _stopped(groups: Groups, spec: VectorSpec, seed: int) -> tuple[Any, float, Groups]:
-    """(booster, gain, groups judged): trained until the gain of every eighth user stops rising."""
+    """(booster, gain, groups judged): of all users, with the trees that raise the gain of every eighth."""
     validated = groups.users % VALIDATED == 0
     learning, judging = groups.take(~validated), groups.take(validated)
     dataset = _dataset(learning, spec)
+    params = {**PARAMS, "seed": seed, "min_data_in_leaf": 50}
     booster = lightgbm.train(
-        {**PARAMS, "seed": seed, "min_data_in_leaf": 50},
+        params,
         dataset,
         ROUNDS,
         valid_sets=[_dataset(judging, spec, reference=dataset)],
         callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
     )
-    kept = lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
-    return kept, _gain(np.asarray(kept.predict(judging.features)), judging, spec), judging
+    scores = np.asarray(booster.predict(judging.features, num_iteration=booster.best_iteration))
+    everyone = lightgbm.train(params, _dataset(groups, spec), booster.best_iteration)
+    return everyone, _gain(scores, judging, spec), judging
 
 
 def _cautious(groups: Groups, spec: VectorSpec, seed: int) -> tuple[Any, float, Groups]:
