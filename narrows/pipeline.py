@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from narrows.decision import ConsideredItem, DecisionRecord, ShownItem
 from narrows.ladder import NONE_ELIGIBLE, Line, Offer, Run, allowed, climb, filled, finite, places
@@ -28,6 +29,28 @@ class Recommendation:
     policy_version: int
     missing_ids: tuple[str, ...]
     record: DecisionRecord
+
+    def content(self) -> dict[str, Any]:
+        """The answer as the API gives it, ready for JSON."""
+        return {
+            "recommendations": [
+                {
+                    "product_id": item.item_id,
+                    "item_id": item.item_id,
+                    "score": item.score,
+                    "reason": item.reason,
+                    "position": item.position,
+                }
+                for item in self.slate
+            ],
+            "model_version": self.model_version,
+            "experiment_id": None,
+            "recommendation_id": self.record.recommendation_id,
+            "fallback": self.fallback,
+            "degraded": dict(self.degraded),
+            "policy_version": self.policy_version,
+            "missing_ids": list(self.missing_ids),
+        }
 
 
 def recommend(request: Request, stages: Stages) -> Recommendation:

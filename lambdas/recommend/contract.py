@@ -58,26 +58,7 @@ def asked(event: Mapping[str, Any], surface: str, *, app: App, now: float) -> As
 
 def shown(recommendation: Recommendation, items: Mapping[str, Details] | None) -> dict[str, Any]:
     """The answer; with what is known of its `items` also how it came about."""
-    record = recommendation.record
-    content: dict[str, Any] = {
-        "recommendations": [
-            {
-                "product_id": item.item_id,
-                "item_id": item.item_id,
-                "score": item.score,
-                "reason": item.reason,
-                "position": item.position,
-            }
-            for item in recommendation.slate
-        ],
-        "model_version": recommendation.model_version,
-        "experiment_id": None,
-        "recommendation_id": record.recommendation_id,
-        "fallback": recommendation.fallback,
-        "degraded": dict(recommendation.degraded),
-        "policy_version": recommendation.policy_version,
-        "missing_ids": list(recommendation.missing_ids),
-    }
+    content = recommendation.content()
     return content if items is None else {**content, "trace": _trace(recommendation, items)}
 
 

@@ -16,7 +16,7 @@ from narrows.cli.train import current_bundle, imported, snapshot_folder
 from narrows.events import session_key, user_key
 from narrows.features.registry import FeatureSet
 from narrows.features.state import Arrival, VisitorState, fold
-from narrows.pipeline import Recommendation, Request, recommend
+from narrows.pipeline import Request, recommend
 from narrows.settings import App
 from narrows.visitor import Visitor
 
@@ -64,7 +64,7 @@ def recommend_from_files(
             session_key=session_key(arguments.session) if arguments.session else None,
             item_ids=tuple(arguments.item),
         )
-        return _answer(recommend(request, stages))
+        return recommend(request, stages).content()
 
 
 def _state(app: App, events: list[Any]) -> VisitorState | None:
@@ -72,24 +72,3 @@ def _state(app: App, events: list[Any]) -> VisitorState | None:
         return None
     arrivals = [Arrival(SHARD, number, event) for number, event in enumerate(events)]
     return fold(VisitorState(), arrivals, FeatureSet(app.features))
-
-
-def _answer(recommendation: Recommendation) -> dict[str, Any]:
-    return {
-        "recommendations": [
-            {
-                "product_id": item.item_id,
-                "item_id": item.item_id,
-                "score": item.score,
-                "reason": item.reason,
-                "position": item.position,
-            }
-            for item in recommendation.slate
-        ],
-        "model_version": recommendation.model_version,
-        "experiment_id": None,
-        "recommendation_id": recommendation.record.recommendation_id,
-        "fallback": recommendation.fallback,
-        "degraded": dict(recommendation.degraded),
-        "missing_ids": list(recommendation.missing_ids),
-    }
