@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 FOLDERS = {
     *("apps", "benchmarks", "cdk_app", "console", "docs", "glue_jobs", "lambdas", "localcloud", "narrows"),
-    *("sagemaker_jobs", "stepfunctions", "tests"),
+    *("requirements", "sagemaker_jobs", "stepfunctions", "tests"),
 }
 NAMED = re.compile(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w")
 PLANNED = {"apps/adpilot", "apps/shopnow"}
