@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from narrows.errors import Problem, SettingsError
 from narrows.events import Event, nearest
-from narrows.features.declarations import FeatureDeclaration
+from narrows.features.declarations import FeatureDeclaration, canonical, meaning
 from narrows.features.kinds import KINDS, Count, DecayedCount, Kind, LastN, Selection, SmoothedRate, State
 
 FILE = "features.toml"
@@ -134,8 +133,8 @@ class FeatureSet:
 
     def fingerprint(self) -> str:
         """Changes exactly when what a served value means changes; descriptions and owners do not count."""
-        meaning = [_meaning(one) for one in sorted(self.declarations, key=lambda one: one.name)]
-        return hashlib.sha256(_canonical(meaning)).hexdigest()[:32]
+        meanings = [meaning(one) for one in sorted(self.declarations, key=lambda one: one.name)]
+        return hashlib.sha256(canonical(meanings)).hexdigest()[:32]
 
 
 def kind_of(declaration: FeatureDeclaration) -> Kind:
@@ -274,20 +273,5 @@ def _problem(declaration: FeatureDeclaration, path: str, value: object, remedy: 
 
 
 def _key(declaration: FeatureDeclaration) -> str:
-    meaning = {name: value for name, value in _meaning(declaration).items() if name != "default"}
-    return f"{declaration.name}:{hashlib.sha256(_canonical(meaning)).hexdigest()[:6]}"
-
-
-def _meaning(declaration: FeatureDeclaration) -> dict[str, Any]:
-    left_out = {"owner", "description", "freshness_s", "sensitivity"}
-    meaning = {name: value for name, value in _plain(declaration).items() if name not in left_out}
-    return {**meaning, "events": sorted(declaration.events)}
-
-
-def _plain(declaration: FeatureDeclaration) -> dict[str, Any]:
-    copy = {name: getattr(declaration, name) for name in declaration.__dataclass_fields__}
-    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in copy.items()}
-
-
-def _canonical(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    kept = {name: value for name, value in meaning(declaration).items() if name != "default"}
+    return f"{declaration.name}:{hashlib.sha256(canonical(kept)).hexdigest()[:6]}"
