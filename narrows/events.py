@@ -49,7 +49,10 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that a visitor did; `time` and `received_at` are epoch seconds, UTC."""
+    """One thing that a visitor did; `time` and `received_at` are epoch seconds, UTC.
+
+    `marks` say why the event is kept and yet counts nowhere, such as "bot:user_agent".
+    """
 
     event_id: str
     event_type: str
@@ -67,6 +70,7 @@ class Event:
     properties: Mapping[str, Scalar] = field(default_factory=lambda: _NO_PROPERTIES)
     schema_version: int = 1
     consent: bool = True
+    marks: tuple[str, ...] = ()
 
     @property
     def partition_key(self) -> str:
@@ -182,6 +186,7 @@ def to_record(event: Event) -> dict[str, Any]:
         "properties": dict(event.properties) or None,
         "schema_version": event.schema_version,
         "consent": event.consent,
+        "marks": list(event.marks) or None,
     }
     return {name: value for name, value in record.items() if value is not None}
 
@@ -221,6 +226,7 @@ def from_record(record: object) -> Event:
         properties=properties if isinstance(properties, dict) else _NO_PROPERTIES,
         schema_version=record.get("schema_version") or 1,
         consent=record.get("consent") is not False,
+        marks=tuple(record.get("marks") or ()),
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from narrows.features.stream import StreamRecord
 
 LANDING = "landing"
 QUARANTINE = "quarantine"
+_NUMBER = bool | int | float
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ def landing_files(records: Sequence[StreamRecord], kind: str, arrived_at: float)
 
     `kind` is "events" or "decisions"; `arrived_at` is when the stream took the first record, epoch seconds.
     The key names shard, first and last sequence number, so a batch that comes again replaces itself. Each
-    line holds its record, with `shard` and `sequence` added.
+    line holds its record, with `shard` and `sequence` added, and `properties` split into `texts`, `numbers`.
     """
     if not records:
         return []
@@ -50,7 +52,17 @@ def _line(record: StreamRecord) -> str | None:
         return None
     if not isinstance(content, dict):
         return None
-    return _compact({**content, "shard": record.shard, "sequence": record.sequence})
+    return _compact({**_typed(content), "shard": record.shard, "sequence": record.sequence})
+
+
+def _typed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with its `properties` by type, as `texts` and `numbers`: a column holds one type."""
+    line = {name: value for name, value in content.items() if name != "properties"}
+    properties = content.get("properties")
+    if isinstance(properties, dict) and properties:
+        line["texts"] = {name: one for name, one in properties.items() if isinstance(one, str)}
+        line["numbers"] = {name: float(one) for name, one in properties.items() if isinstance(one, _NUMBER)}
+    return line
 
 
 def _damaged(record: StreamRecord) -> str:

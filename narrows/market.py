@@ -99,6 +99,15 @@ class World:
             for n, user_id in enumerate(self.user_ids)
         ]
 
+    def country_of(self, visitor: Integers) -> list[str]:
+        """The country of each user, by number."""
+        return [COUNTRIES[country] for country in self.country[visitor]]
+
+    def described(self, item: int) -> dict[str, object]:
+        """What an event says of the item: category, brand, price."""
+        category = self.categories[self.category[item]]
+        return {"category": category, "brand": self._brand_name(item), "price": float(self.price[item])}
+
     def user_number(self, user_id: str) -> int:
         """The number of a user of this market; refuses a stranger."""
         return _number("user_id", user_id, "user-", self.users)

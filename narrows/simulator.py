@@ -4,27 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 
 from narrows.errors import InvalidInput
 from narrows.market import DAY_S, SUCCESSORS, Flags, Floats, Integers, Times, World, repeated
+from narrows.market_log import (
+    ADD_TO_CART,
+    CLICK,
+    IMPRESSION,
+    PURCHASE,
+    REFUND,
+    VIEW,
+    Envelope,
+    Log,
+    Visits,
+    delivered,
+)
 
-TYPES = ("impression", "view", "click", "add_to_cart", "purchase")
-IMPRESSION, VIEW, CLICK, ADD_TO_CART, PURCHASE = range(5)
 _PROPOSALS = 48
-_ORDER = ("number", "session", "time", "kind", "item", "slate", "position")
+_SCRAPED_PAGES = 200
+_SCRAPED_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """How visitors act; shares are of sessions, steps, views, events and purchases, in this order."""
+    """How visitors act.
+
+    `anonymous`, `crawlers`, `scrapers` and `old_apps` are shares of sessions, `logins` of the anonymous ones,
+    `slate_share` of steps, `follow` of views, `duplicates` of events, `refunds` and `late_purchases` of
+    purchases.
+
+    Crawlers say so in their user agent; scrapers do not, and are only faster than people. Old apps send
+    events of schema version 1.
+    """
 
     anonymous: float = 0.35
+    logins: float = 0.2
+    crawlers: float = 0.01
+    scrapers: float = 0.001
+    old_apps: float = 0.3
     slate_share: float = 0.35
     follow: float = 0.5
     duplicates: float = 0.005
+    refunds: float = 0.08
     late_purchases: float = 0.3
     late_by_s: float = 6 * 3600.0
     slate_length: int = 10
@@ -62,15 +85,14 @@ class Market(World):
                 "events", (n, start, end), "ask for one event or more and a start before the end"
             )
         rng = np.random.default_rng([self.seed, 1, n, int(start), int(end)])
-        sessions, known = self._open_sessions(n, start, end, rng)
-        log = _Log()
+        sessions, visits = self._open_sessions(n, start, end, rng)
+        log = Log()
         self._walk(log, sessions, end, rng)
+        self._scrape(log, sessions, rng)
+        self._send_back(log, end, rng)
         repeats = round(n * self.behaviour.duplicates)
-        columns = _delivered(log.joined(), n - repeats, repeats, end, rng)
-        stamp = f"{self.seed}-{int(start)}"
-        names = [f"session-{stamp}-{s:06d}" for s in range(len(known))]
-        users = [self.user_ids[v] if k else None for v, k in zip(sessions.visitor, known, strict=True)]
-        yield from _Envelope(self, stamp, names, users).events(columns, log.all_slates())
+        columns = delivered(log.joined(), n - repeats, repeats, end, rng)
+        yield from Envelope(self, f"{self.seed}-{int(start)}", visits).events(columns, log.all_slates())
 
     def react(
         self,
@@ -85,42 +107,59 @@ class Market(World):
     ) -> list[dict[str, object]]:
         """What the user does with a shown slate: impression, clicks, carts, purchases, as API events."""
         rows = np.array([[self.item_number(item) for item in slate]], dtype=np.int64)
-        state = _Sessions(
-            np.array([self.user_number(user_id)]), np.ones(1, int), np.array([now]), np.array([-1])
-        )
-        log = _Log()
+        nobody = np.zeros(1, dtype=np.bool_)
+        number = np.array([self.user_number(user_id)])
+        state = _Sessions(number, np.ones(1, int), np.array([now]), np.array([-1]), nobody, nobody)
+        log = Log()
         self._show(log, np.array([0]), state, rows, rng)
         stamp = f"{rng.integers(2**62):x}"
-        envelope = _Envelope(self, stamp, [session_id or f"session-{stamp}"], [user_id])
-        envelope.surface, envelope.recommendation_id = surface, recommendation_id
+        visits = Visits.of_one(
+            session_id or f"session-{stamp}", user_id, now, self.country_of(state.visitor)[0]
+        )
+        envelope = Envelope(self, stamp, visits, surface=surface, recommendation_id=recommendation_id)
         return list(envelope.events(log.joined(), rows))
 
     def _open_sessions(
         self, n: int, start: float, end: float, rng: np.random.Generator
-    ) -> tuple[_Sessions, list[bool]]:
-        """More sessions than needed, spread over the window with a peak at noon; True marks a known user."""
-        count = int(n / self.behaviour.steps_per_session) + 50
+    ) -> tuple[_Sessions, Visits]:
+        """More sessions than needed, spread over the window with a peak at noon, and what is sent of them."""
+        acts = self.behaviour
+        count = int(n / acts.steps_per_session) + 50
         moment = start + (end - start) * rng.random(count)
         at_noon = np.clip(0.5 + 0.18 * rng.normal(size=count), 0.0, 0.999)
         clock = (np.floor(moment / DAY_S) + at_noon) * DAY_S
         clock = np.where((clock < start) | (clock > end - 3600.0), moment, clock)
-        length = rng.geometric(1.0 / self.behaviour.steps_per_session, count)
-        known = (rng.random(count) >= self.behaviour.anonymous).tolist()
-        return _Sessions(self.visitors(count, rng), length, clock, np.full(count, -1)), known
+        length = rng.geometric(1.0 / acts.steps_per_session, count)
+        visitor = self.visitors(count, rng)
+        crawls, scrapes = rng.random(count) < acts.crawlers, rng.random(count) < acts.scrapers
+        known = (rng.random(count) >= acts.anonymous) & ~crawls & ~scrapes
+        logs_in = (rng.random(count) < acts.logins) & ~crawls & ~scrapes
+        login = np.where(logs_in, clock + rng.exponential(180.0, count), np.inf)
+        visits = Visits(
+            session_ids=[f"session-{self.seed}-{int(start)}-{s:06d}" for s in range(count)],
+            user_ids=[self.user_ids[v] for v in visitor],
+            known_from=np.where(known, -np.inf, login),
+            device=rng.choice(3, count, p=[0.55, 0.37, 0.08]),
+            location=self.country_of(visitor),
+            old_app=(rng.random(count) < acts.old_apps) & ~crawls,
+            crawls=crawls,
+        )
+        return _Sessions(visitor, length, clock, np.full(count, -1), crawls, scrapes), visits
 
-    def _walk(self, log: _Log, sessions: _Sessions, end: float, rng: np.random.Generator) -> None:
+    def _walk(self, log: Log, sessions: _Sessions, end: float, rng: np.random.Generator) -> None:
         for step in range(int(sessions.length.max())):
-            active = np.flatnonzero((sessions.length > step) & (sessions.clock < end))
+            walking = (sessions.length > step) & (sessions.clock < end) & ~sessions.scrapes
+            active = np.flatnonzero(walking)
             if not len(active):
                 return
-            shown = rng.random(len(active)) < self.behaviour.slate_share
+            shown = (rng.random(len(active)) < self.behaviour.slate_share) & ~sessions.crawls[active]
             self._browse(log, sessions, active[~shown], rng)
             looking = active[shown]
             state = sessions.of(looking)
             sessions.last[looking] = self._show(log, looking, state, self._logging_policy(state, rng), rng)
             sessions.clock[active] += 60.0 + rng.exponential(45.0, len(active))
 
-    def _browse(self, log: _Log, sessions: _Sessions, index: Integers, rng: np.random.Generator) -> None:
+    def _browse(self, log: Log, sessions: _Sessions, index: Integers, rng: np.random.Generator) -> None:
         """Views that no slate caused: some follow the last item, the others follow taste."""
         if not len(index):
             return
@@ -131,9 +170,10 @@ class Market(World):
         followed = _draw(follows, np.where(possible, liking, -np.inf), rng)
         goes_on = possible.any(axis=1) & (rng.random(len(index)) < self.behaviour.follow)
         viewed = np.where(goes_on, followed, self._wanted(state, rng))
-        log.add(VIEW, index, state.clock, item=viewed)
+        log.add(VIEW, index, state.clock, item=viewed, dwell=rng.lognormal(3.0, 0.8, len(index)))
         sessions.last[index] = viewed
-        self._buy(log, index, state.visitor, viewed, state.clock, rng)
+        people = ~state.crawls
+        self._buy(log, index[people], state.visitor[people], viewed[people], state.clock[people], rng)
 
     def _wanted(self, state: _Sessions, rng: np.random.Generator) -> Integers:
         """The item that each visitor picks out of those that come to its mind."""
@@ -152,7 +192,7 @@ class Market(World):
         return rng.permuted(np.take_along_axis(proposals, best, axis=1), axis=1)
 
     def _show(
-        self, log: _Log, index: Integers, state: _Sessions, slates: Integers, rng: np.random.Generator
+        self, log: Log, index: Integers, state: _Sessions, slates: Integers, rng: np.random.Generator
     ) -> Integers:
         """Show slates: who looks at what, clicks, buys; answers with each session's last item."""
         number = log.add_slates(slates)
@@ -169,7 +209,7 @@ class Market(World):
 
     def _buy(
         self,
-        log: _Log,
+        log: Log,
         index: Integers,
         visitor: Integers,
         item: Integers,
@@ -186,6 +226,24 @@ class Market(World):
         late = rng.random(len(bought)) < self.behaviour.late_purchases
         delay = np.where(late, 3600.0 + rng.exponential(self.behaviour.late_by_s, len(bought)), 0.0)
         log.add(PURCHASE, index[carts][bought], paid, item=item[carts][bought], arrival=paid + delay)
+
+    def _scrape(self, log: Log, sessions: _Sessions, rng: np.random.Generator) -> None:
+        """Sessions that open page after page, faster than a person can."""
+        scrapers = np.flatnonzero(sessions.scrapes)
+        index = np.repeat(scrapers, _SCRAPED_PAGES)
+        page = np.tile(np.arange(_SCRAPED_PAGES), len(scrapers))
+        time = sessions.clock[index] + _SCRAPED_EVERY_S * page
+        items = self.famous((len(index), _PROPOSALS), rng)
+        possible = self.available(sessions.visitor[index], items, time)
+        seen = np.take_along_axis(items, possible.argmax(axis=1)[:, None], axis=1)[:, 0]
+        log.add(VIEW, index, time, item=seen, dwell=np.full(len(index), _SCRAPED_EVERY_S))
+
+    def _send_back(self, log: Log, end: float, rng: np.random.Generator) -> None:
+        """Some of what was bought comes back within two weeks, if the log goes on for so long."""
+        session, time, item = log.of_kind(PURCHASE)
+        back = time + DAY_S * rng.uniform(1.0, 14.0, len(time))
+        returned = (rng.random(len(time)) < self.behaviour.refunds) & (back < end)
+        log.add(REFUND, session[returned], back[returned], item=item[returned])
 
     def _in_mind(self, state: _Sessions, rng: np.random.Generator) -> Integers:
         """Half famous items, half of the categories that the visitor likes."""
@@ -211,108 +269,12 @@ class _Sessions:
     length: Integers
     clock: Times
     last: Integers
+    crawls: Flags
+    scrapes: Flags
 
     def of(self, index: Integers) -> _Sessions:
-        return _Sessions(self.visitor[index], self.length[index], self.clock[index], self.last[index])
-
-
-class _Log:
-    """Columns of what happened, one list entry per vectorised step."""
-
-    def __init__(self) -> None:
-        self._columns: dict[str, list[np.ndarray]] = {}
-        self._slates: list[Integers] = []
-        self._shown = 0
-
-    def add(self, kind: int, session: Integers, time: Times, **values: np.ndarray) -> None:
-        """Append events of one kind; what is not given is -1, and arrives when it happens."""
-        absent = np.full(len(session), -1, dtype=np.int64)
-        row = {"item": absent, "slate": absent, "position": absent, "arrival": time} | values
-        row |= {"session": session, "time": time, "kind": np.full(len(session), kind)}
-        for name, column in row.items():
-            self._columns.setdefault(name, []).append(column)
-
-    def add_slates(self, slates: Integers) -> Integers:
-        """Number the slates that are shown now."""
-        self._slates.append(slates)
-        numbers = np.arange(self._shown, self._shown + len(slates))
-        self._shown += len(slates)
-        return numbers
-
-    def all_slates(self) -> Integers:
-        return np.concatenate(self._slates)
-
-    def joined(self) -> dict[str, np.ndarray]:
-        """All events in the order of session, then time, numbered."""
-        joined = {name: np.concatenate(parts) for name, parts in self._columns.items()}
-        order = np.lexsort((joined["kind"], joined["time"], joined["session"]))
-        ordered = {name: column[order] for name, column in joined.items()}
-        return ordered | {"number": np.arange(len(order))}
-
-
-class _Envelope:
-    """Turns the columns of the log into API events."""
-
-    def __init__(
-        self, market: World, stamp: str, sessions: Sequence[str], users: Sequence[str | None]
-    ) -> None:
-        self._market, self._stamp = market, stamp
-        self._sessions, self._users = sessions, users
-        self.surface: str | None = None
-        self.recommendation_id: str | None = None
-
-    def events(self, columns: dict[str, np.ndarray], slates: Integers) -> Iterator[dict[str, object]]:
-        """One dictionary for each row of the columns, in their order."""
-        for row in zip(*(columns[name].tolist() for name in _ORDER), strict=True):
-            yield self._event(slates, *row)
-
-    def _event(
-        self,
-        slates: Integers,
-        number: int,
-        session: int,
-        time: float,
-        kind: int,
-        item: int,
-        slate: int,
-        position: int,
-    ) -> dict[str, object]:
-        event: dict[str, object] = {
-            "event_id": f"e-{self._stamp}-{number:07d}",
-            "event_type": TYPES[kind],
-            "sent_at": datetime.fromtimestamp(round(time, 3), UTC).isoformat(timespec="milliseconds"),
-            "session_id": self._sessions[session],
-            "schema_version": 1,
-            "consent": True,
-        }
-        if (user := self._users[session]) is not None:
-            event["user_id"] = user
-        if item >= 0:
-            event["item_id"] = self._market.item_ids[item]
-        if slate >= 0:
-            event["recommendation_id"] = self.recommendation_id or f"r-{self._stamp}-{slate:07d}"
-            event["surface"] = self.surface or ("homepage" if slate % 3 else "product")
-        if position >= 0:
-            event["position"] = position + 1
-        if kind == IMPRESSION:
-            event["impression"] = [self._market.item_ids[i] for i in slates[slate].tolist()]
-        if kind == PURCHASE:
-            event["event_value"] = float(self._market.price[item])
-        return event
-
-
-def _delivered(
-    columns: dict[str, np.ndarray], n: int, repeats: int, end: float, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """The first `n` events session by session, repeats added, in the order of their arrival."""
-    if len(columns["time"]) < n:
-        raise InvalidInput("events", n, "the window is too short for so many sessions; widen it")
-    again = np.sort(rng.choice(n, size=repeats, replace=False))
-    joined = {name: np.concatenate([column[:n], column[again]]) for name, column in columns.items()}
-    joined["arrival"][n:] += 5.0 + rng.exponential(60.0, repeats)
-    joined["time"] = np.minimum(joined["time"], end)
-    order = np.lexsort((joined["number"], joined["arrival"]))
-    return {name: column[order] for name, column in joined.items()}
+        flags = self.crawls[index], self.scrapes[index]
+        return _Sessions(self.visitor[index], self.length[index], self.clock[index], self.last[index], *flags)
 
 
 def _draw(items: Integers, score: np.ndarray, rng: np.random.Generator) -> Integers:

@@ -42,13 +42,40 @@ def test_exactly_as_many_events_as_asked_inside_the_window(market: Market, log: 
 
 
 def test_share_of_anonymous_sessions_is_the_declared_one(log: list[Event]) -> None:
-    """About 35 sessions in a hundred have no user, and a session either has one user or none."""
-    users: dict[object, set[object]] = {}
+    """About 35 sessions in a hundred start without a user; one in five of those who stay logs in midway."""
+    users: dict[object, list[object]] = {}
+    for event in sorted(_once(log), key=_sent):
+        users.setdefault(event["session_id"], []).append(event.get("user_id"))
+    assert all(len(set(found) - {None}) <= 1 for found in users.values())
+    assert np.mean([found[0] is None for found in users.values()]) == pytest.approx(0.36, abs=0.02)
+    anonymous = [found for found in users.values() if found[0] is None and len(found) > 20]
+    assert 0.1 < np.mean([found[-1] is not None for found in anonymous]) < 0.3
+    assert all(found == sorted(found, key=lambda user: user is not None) for found in users.values())
+
+
+def test_events_say_what_features_read(market: Market, log: list[Event]) -> None:
+    """Item, place and device of every event; how long a page was looked at; returns of what was bought."""
+    rows = {row["item_id"]: row for row in market.catalogue()}
+    bought = {(e["session_id"], e["item_id"]) for e in log if e["event_type"] == "purchase"}
+    returns = [event for event in log if event["event_type"] == "refund"]
+    assert 0 < len(returns) < 0.1 * len(bought)
+    assert all((event["session_id"], event["item_id"]) in bought for event in returns)
     for event in log:
-        users.setdefault(event["session_id"], set()).add(event.get("user_id"))
-    assert all(len(found) == 1 for found in users.values())
-    anonymous = np.mean([found == {None} for found in users.values()])
-    assert anonymous == pytest.approx(0.35, abs=0.02)
+        properties = dict(event["properties"])
+        assert {"device", "location"} <= properties.keys()
+        assert ("dwell_s" in properties) == (event["event_type"] == "view")
+        if "item_id" in event:
+            row = rows[event["item_id"]]
+            assert properties["category"] == row["category"][0]
+            assert (properties["brand"], properties["price"]) == (row["brand"], row["price"])
+
+
+def test_scrapers_are_faster_than_people(log: list[Event]) -> None:
+    """A few sessions, always anonymous, open more pages in a minute than anybody reads."""
+    rates = Counter((event["session_id"], _sent(event) // 60) for event in log)
+    fast = {session for (session, _), events in rates.items() if events > 60}
+    assert 1 <= len(fast) <= 8
+    assert all("user_id" not in event for event in log if event["session_id"] in fast)
 
 
 def test_position_bias_is_the_declared_one(log: list[Event]) -> None:
