@@ -9,12 +9,12 @@ BUNDLES := $(VENV)/narrows-bundles/.ready
 TOOLCHAIN := node_modules/.package-lock.json
 NPM := $(shell node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' 2>/dev/null && command -v npm || echo $(BIN)/npm)
 
-.PHONY: help setup demo test test-slow check lint synth bench clean
+.PHONY: help setup jars demo test test-slow check lint synth bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) $(TOOLCHAIN) $(BUNDLES) ## create .venv with the pinned tools (first run: about 600 MB to download)
+setup: $(READY) $(TOOLCHAIN) $(BUNDLES) jars ## create .venv with the pinned tools (first run: about 650 MB to download)
 
 demo: setup ## the whole platform on this machine: deploy, events, training, recommendations, the page
 	$(BIN)/narrows demo $(DEMO_ARGS)
@@ -48,20 +48,23 @@ $(READY): requirements/uv.txt requirements/dev.txt pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "no Python found: install Python 3.11 or newer, or run make PYTHON=/path/to/python"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "$(PYTHON) is $$($(PYTHON) -V): Narrows needs 3.11 or newer; run make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "set-up 1/4: an environment of its own in $(VENV)/, from $$($(PYTHON) -V)"
+	@echo "set-up 1/5: an environment of its own in $(VENV)/, from $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
-	@echo "set-up 2/4: the pinned packages (a few minutes and 600 MB the first time)"
+	@echo "set-up 2/5: the pinned packages (a few minutes and 600 MB the first time)"
 	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(TOOLCHAIN): package-lock.json $(READY)
-	@echo "set-up 3/4: the CDK command line, with $(NPM)"
+	@echo "set-up 3/5: the CDK command line, with $(NPM)"
 	@PATH="$(abspath $(BIN)):$$PATH" $(NPM) ci --no-audit --no-fund --loglevel=error
 	@touch $@
 
 $(BUNDLES): requirements/lambda.txt requirements/lambda-libraries.txt $(TOOLCHAIN)
-	@echo "set-up 4/4: the functions' dependencies for Lambda, so that synthesis needs no network"
+	@echo "set-up 4/5: the functions' dependencies for Lambda, so that synthesis needs no network"
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m cdk_app.bundling >/dev/null
 	@touch $@
+
+jars: $(READY) # set-up 5/5: Iceberg for Spark, kept in the user's cache folder for all checkouts
+	@$(BIN)/python -m localcloud.jars

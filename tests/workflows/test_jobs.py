@@ -15,8 +15,8 @@ import pytest
 from botocore.exceptions import ClientError
 from local_aws import Started, started, wait_for
 
-from localcloud.glue import spark_environment
 from localcloud.jobs import JobFailed, run_training_job
+from localcloud.spark import spark_environment
 
 TRAIN = textwrap.dedent("""
     import json, os, pathlib, sys, time
