@@ -11,9 +11,10 @@ from typing import Literal, cast
 
 from narrows.environment import environment as environment
 from narrows.errors import Problem, SettingsError
-from narrows.features.declarations import FeatureDeclaration, Parameter
-from narrows.features.registry import check
-from narrows.toml_reading import Table, choose, duration_s, read_json_texts, read_toml
+from narrows.features.checks import check
+from narrows.features.declarations import FeatureDeclaration
+from narrows.features.reading import read_features
+from narrows.toml_reading import Table, choose, read_json_texts, read_toml
 
 Seed = Literal["history", "item", "cart"]
 After = Literal["closed", "open"]
@@ -22,7 +23,6 @@ SOURCE_NAMES = ("als", "covisitation", "popular", "fresh")
 RUNGS = ("full", "remembered", "in_process", "last_slate", "segment", "static")
 RULE_NAMES = ("stock", "region", "do_not_show", "blocked")
 LARGEST_LIMIT = 100
-DURATIONS = frozenset({"half_life", "window"})
 METRICS = re.compile(
     r"(normalized_discounted_cumulative_gain|ndcg|precision|recall|hit|map|mean_reciprocal_rank|average_rewards)"
     r"_at_\d+|coverage|catalog_coverage"
@@ -153,7 +153,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     freshness = _freshness(app.table("freshness"))
     training = _training(app.table("training"))
     app.finish()
-    features = _features(read_toml(path / "features.toml", problems), events)
+    features = read_features(read_toml(path / "features.toml", problems), events)
     rules = _rules(read_toml(path / "rules.toml", problems), freshness)
     reasons = _reasons(read_toml(path / "reasons.toml", problems), surfaces, sources)
     static_items = read_json_texts(path / "static.json", problems)
@@ -296,44 +296,6 @@ def _training(table: Table) -> Training:
     gate.finish()
     table.finish()
     return training
-
-
-def _features(file: Table, events: Collection[str]) -> tuple[FeatureDeclaration, ...]:
-    features = tuple(_feature(table, events) for table in file.tables("feature", required=False))
-    file.finish()
-    return features
-
-
-def _feature(table: Table, events: Collection[str]) -> FeatureDeclaration:
-    fresh_s = table.duration_s("freshness", None)
-    return FeatureDeclaration(
-        name=table.text("name"),
-        kind=table.text("kind"),
-        scope=table.text("scope", "visitor"),
-        events=table.texts("events", (), known=events),
-        owner=table.text("owner"),
-        description=table.text("description"),
-        default=table.number("default", 0.0, low=float("-inf")),
-        value=table.text("value", "") or None,
-        where=dict(table.table("where", required=False).content),
-        freshness_s=None if math.isnan(fresh_s) else fresh_s,
-        sensitivity=table.text("sensitivity", "none"),
-        parameters=_parameters(table, events),
-    )
-
-
-def _parameters(table: Table, events: Collection[str]) -> dict[str, Parameter]:
-    per = {"per": table.texts("per", known=events)} if "per" in table.content else {}
-    parameters: dict[str, Parameter] = dict(per)
-    for name, value in table.rest().items():
-        seconds = duration_s(value)
-        if name in DURATIONS and seconds is None:
-            table.problem(name, value, 'write a duration such as "7d": a number with ms, s, m, h or d')
-        elif seconds is not None:
-            parameters[f"{name}_s"] = seconds
-        else:
-            parameters[name] = tuple(value) if isinstance(value, list) else value
-    return parameters
 
 
 def _rules(file: Table, freshness: Freshness) -> tuple[Rule, ...]:

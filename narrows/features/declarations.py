@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from narrows.features.scopes import scope_of
@@ -65,6 +65,10 @@ class FeatureDeclaration:
         named: list[object] = [self.value, *self.where, scope.by if scope else ""]
         named += [self.parameters.get(name) for name in ("distinct", "item", "column", "within", "context")]
         return tuple(dict.fromkeys(name for name in named if isinstance(name, str) and name))
+
+    def from_sources(self, known: Mapping[str, SourceDeclaration]) -> FeatureDeclaration:
+        """The declaration with what is declared of the sources that it reads."""
+        return replace(self, sources=tuple(known[name] for name in self.reads if name in known))
 
 
 def lineage(declaration: FeatureDeclaration, known: Mapping[str, FeatureDeclaration]) -> tuple[str, ...]:

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from narrows.errors import Problem, SettingsError
-from narrows.events import Event, nearest
+from narrows.errors import SettingsError
+from narrows.events import Event
+from narrows.features.checks import check
+from narrows.features.computed import ComputedFeatures
 from narrows.features.declarations import FeatureDeclaration, canonical, meaning
-from narrows.features.kinds import KINDS, Count, DecayedCount, Kind, LastN, Selection, SmoothedRate, State
+from narrows.features.kinds import Count, DecayedCount, Kind, LastN, Selection, SmoothedRate, State
 
-FILE = "features.toml"
 VISITOR_SCOPES = frozenset({"visitor", "user", "session"})
-SCOPES = VISITOR_SCOPES | {"item"}
 MISSING_SUFFIX = "_missing"
 IMPLICIT_HISTORY = LastN(Selection(frozenset()), keep=50)
 """What a state remembers of an app that declares no `last_n`: the newest items of every event type."""
 
-SENSITIVE_WORDS = frozenset(
-    {
-        "gender",
-        "sex",
-        "sexual",
-        "sexuality",
-        "agegroup",
-        "birth",
-        "birthday",
-        "birthdate",
-        "ethnicity",
-        "ethnic",
-    }
-    | {"race", "racial", "religion", "religious", "faith", "nationality", "disability", "disabled", "health"}
-    | {"pregnancy", "pregnant", "politics", "political", "income", "marital", "caste", "biometric", "genetic"}
-)
-_AGE_OF_A_PERSON = re.compile(
-    r"^ages?$|\bage (group|band|range|bracket)|(user|visitor|customer|person|member) age\b"
-)
-SENSITIVE_CLASSES = frozenset({"sensitive", "special", "protected", "restricted"})
-
 Features = Mapping[str, State]
-_PARAMETERS = {
-    "count": (frozenset[str](), frozenset[str]()),
-    "decayed_count": (frozenset({"half_life_s"}), frozenset[str]()),
-    "smoothed_rate": (frozenset({"per", "prior_successes", "prior_trials"}), frozenset({"half_life_s"})),
-    "last_n": (frozenset({"keep"}), frozenset[str]()),
-}
 
 
 @dataclass(frozen=True)
@@ -74,6 +46,7 @@ class FeatureSet:
         if problems:
             raise SettingsError(problems)
         self.declarations = tuple(declarations)
+        self.computed = ComputedFeatures(declarations)
         folded = [one for one in declarations if one.scope in VISITOR_SCOPES]
         self.features = tuple(Feature(one, kind_of(one), _key(one)) for one in folded)
         lists = [(one.key, one.kind) for one in self.features if isinstance(one.kind, LastN)]
@@ -81,6 +54,17 @@ class FeatureSet:
         self._history_keys = [key for key, _ in lists] or ["history"]
         if not lists:
             self._folds.append(("history", IMPLICIT_HISTORY))
+
+    def scoped(self, *scopes: str) -> FeatureSet:
+        """A view of the features of these scopes alone; the implicit history belongs to `visitor`."""
+        view = copy.copy(self)
+        view.declarations = tuple(one for one in self.declarations if one.scope.split(" ")[0] in scopes)
+        names = {one.name for one in view.declarations}
+        view.features = tuple(one for one in self.features if one.name in names)
+        kept = {one.key for one in view.features} | ({"history"} if "visitor" in scopes else set())
+        view._folds = [one for one in self._folds if one[0] in kept]
+        view._history_keys = [one for one in self._history_keys if one in kept]
+        return view
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,6 +110,14 @@ class FeatureSet:
             values[feature.name + MISSING_SUFFIX] = float(missing)
         return values
 
+    def lists(self, state: Features, now: float) -> dict[str, list[str]]:
+        """The item ids of each list feature, from the oldest to the newest."""
+        found = {}
+        for feature in self.features:
+            if isinstance(feature.kind, LastN):
+                found[feature.name] = feature.kind.read(state.get(feature.key, ()), now) or []
+        return found
+
     def history(self, state: Features) -> list[tuple[float, str, str]]:
         """(time, item id, event type) of each event that a list feature holds, oldest first."""
         entries = {tuple(entry) for key in self._history_keys for entry in state.get(key, ())}
@@ -157,119 +149,12 @@ def kind_of(declaration: FeatureDeclaration) -> Kind:
     )
 
 
-def check(declarations: Sequence[FeatureDeclaration]) -> list[Problem]:
-    """Every mistake in the declarations, together; empty when they can be used."""
-    problems: list[Problem] = []
-    seen: set[str] = set()
-    for declaration in declarations:
-        if declaration.name in seen:
-            remedy = "another feature has this name; give each its own"
-            problems.append(_problem(declaration, "name", declaration.name, remedy))
-        seen.add(declaration.name)
-        problems += _check_one(declaration)
-    return problems
-
-
-def _check_one(declaration: FeatureDeclaration) -> list[Problem]:
-    problems = _check_name(declaration)
-    if declaration.scope not in SCOPES:
-        problems.append(_problem(declaration, "scope", declaration.scope, _choose(declaration.scope, SCOPES)))
-    if declaration.kind not in KINDS:
-        problems.append(_problem(declaration, "kind", declaration.kind, _choose(declaration.kind, KINDS)))
-    else:
-        problems += _check_parameters(declaration)
-    if not declaration.events and declaration.kind != LastN.name:
-        problems.append(_problem(declaration, "events", [], "name the event types that the feature counts"))
-    return problems
-
-
-def _check_name(declaration: FeatureDeclaration) -> list[Problem]:
-    problems = []
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", declaration.name) or declaration.name.endswith(MISSING_SUFFIX):
-        remedy = f"use lower-case letters, digits and underscores, not ending in {MISSING_SUFFIX}"
-        problems.append(_problem(declaration, "name", declaration.name, remedy))
-    sources = [("name", declaration.name), ("value", declaration.value or "")]
-    sources += [(f"where.{name}", name) for name in declaration.where]
-    for path, text in sources:
-        word = sensitive_word(text)
-        if word:
-            remedy = f"'{word}' is a sensitive attribute; no feature may be built from it"
-            problems.append(_problem(declaration, path, text, remedy))
-    if declaration.sensitivity in SENSITIVE_CLASSES:
-        remedy = "features of this class are refused; build the feature from behaviour instead"
-        problems.append(_problem(declaration, "sensitivity", declaration.sensitivity, remedy))
-    return problems
-
-
-def sensitive_word(name: str) -> str | None:
-    """The part of a name that tells of a sensitive attribute: `age_group`, `userGender`; else None."""
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    found = next((word for word in words if word in SENSITIVE_WORDS), None)
-    return found or ("age" if _AGE_OF_A_PERSON.search(" ".join(words)) else None)
-
-
-def _check_parameters(declaration: FeatureDeclaration) -> list[Problem]:
-    required, optional = _PARAMETERS[declaration.kind]
-    given = declaration.parameters
-    problems = [
-        _problem(declaration, name.removesuffix("_s"), None, f"a {declaration.kind} needs it")
-        for name in sorted(required - given.keys())
-    ]
-    for name in given:
-        if name not in required | optional:
-            known = {one.removesuffix("_s") for one in required | optional}
-            remedy = _choose(name, known) if known else f"a {declaration.kind} takes no parameters"
-            problems.append(_problem(declaration, name, given[name], remedy))
-    for name, (right, remedy) in _RANGES.items():
-        if name in given and name in required | optional and not right(given[name]):
-            problems.append(_problem(declaration, name.removesuffix("_s"), given[name], remedy))
-    return problems + _check_prior(declaration)
-
-
-def _check_prior(declaration: FeatureDeclaration) -> list[Problem]:
-    successes = declaration.parameters.get("prior_successes")
-    trials = declaration.parameters.get("prior_trials")
-    if _is_number(successes) and _is_number(trials) and _number(successes) > _number(trials):
-        remedy = f"it is more than prior_trials ({trials}); a rate is at most 1"
-        return [_problem(declaration, "prior_successes", successes, remedy)]
-    return []
-
-
-def _is_number(value: object, low: float = 0.0, high: float = 1e12) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-
-
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _types(value: object) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, tuple | list) else ()
-
-
-_RANGES: Mapping[str, tuple[Callable[[object], bool], str]] = {
-    "half_life_s": (
-        lambda value: _is_number(value, 1.0, 3.2e9),
-        'give a duration from "1s" to "100y", as "7d"',
-    ),
-    "keep": (
-        lambda value: isinstance(value, int) and _is_number(value, 1, 500),
-        "give a whole number from 1 to 500",
-    ),
-    "prior_trials": (lambda value: _is_number(value, 1e-9), "give a number above 0"),
-    "prior_successes": (_is_number, "give a number of 0 or more"),
-    "per": (lambda value: bool(_types(value)), "name the event types that count as trials"),
-}
-
-
-def _choose(value: str, known: Mapping[str, Any] | frozenset[str] | set[str]) -> str:
-    close = nearest(value, set(known))
-    hint = f"did you mean '{close}'? " if close else ""
-    return f"{hint}choose one of {', '.join(sorted(known))}"
-
-
-def _problem(declaration: FeatureDeclaration, path: str, value: object, remedy: str) -> Problem:
-    return Problem(FILE, f"{declaration.name}.{path}", value, remedy)
 
 
 def _key(declaration: FeatureDeclaration) -> str:

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narrows.errors import SettingsError
 from narrows.events import Event
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.kinds import KINDS, Count, DecayedCount, Kind, LastN, Selection, SmoothedRate, State
-from narrows.features.registry import FeatureSet, check, sensitive_word
+from narrows.features.registry import FeatureSet
 
 CLICKS = Selection(frozenset({"click"}))
 VIEWS = Selection(frozenset({"view"}))
@@ -136,7 +135,7 @@ def declared(name: str = "clicks_7d", kind: str = "decayed_count", **changes: An
     given = {
         "name": name, "kind": kind, "scope": "user", "events": ("click",), "owner": "team",
         "description": "", "default": 0.0, "parameters": {"half_life_s": 604_800.0}, "value": None,
-        "where": {}, "freshness_s": None, "sensitivity": "behaviour",
+        "where": {}, "freshness_s": None,
     }  # fmt: skip
     return FeatureDeclaration(**{**given, **changes})  # type: ignore[arg-type]
 
@@ -171,53 +170,3 @@ def test_a_changed_definition_does_not_read_the_old_state() -> None:
     assert day.read(state, T0)["clicks_7d_missing"] == 1.0
     assert week.fingerprint() != day.fingerprint()
     assert week.fingerprint() == FeatureSet([declared(owner="another team")]).fingerprint()
-
-
-@pytest.mark.parametrize(
-    ("declaration", "path", "remedy"),
-    [
-        (declared(kind="decayed_cout"), "clicks_7d.kind", "did you mean 'decayed_count'"),
-        (declared(parameters={}), "clicks_7d.half_life", "needs it"),
-        (declared(parameters={"half_life_s": -3.0}), "clicks_7d.half_life", "duration"),
-        (declared(parameters={"half_life_s": "7"}), "clicks_7d.half_life", "duration"),
-        (declared(parameters={"half_life_s": 5.0, "window": 3}), "clicks_7d.window", "half_life"),
-        (declared(scope="planet"), "clicks_7d.scope", "choose one of"),
-        (declared(events=()), "clicks_7d.events", "event types"),
-        (declared("Clicks"), "Clicks.name", "lower-case"),
-        (declared("gender"), "gender.name", "sensitive"),
-        (declared("age_group"), "age_group.name", "sensitive"),
-        (declared("user_ethnicity"), "user_ethnicity.name", "sensitive"),
-        (declared("by_religion"), "by_religion.name", "sensitive"),
-        (declared(value="ageGroup"), "clicks_7d.value", "sensitive"),
-        (declared(where={"gender": "f"}), "clicks_7d.where.gender", "sensitive"),
-        (declared(sensitivity="special"), "clicks_7d.sensitivity", "refused"),
-        (
-            declared("ctr", "smoothed_rate", parameters={**RATE, "prior_successes": 60.0}),
-            "ctr.prior_successes",
-            "at most 1",
-        ),
-        (declared("l", "last_n", parameters={"keep": 0}), "l.keep", "1 to 500"),
-    ],
-)
-def test_a_mistake_in_a_declaration_names_its_place_and_the_remedy(
-    declaration: FeatureDeclaration, path: str, remedy: str
-) -> None:
-    """The one who wrote it finds the line and the correction in the message."""
-    problems = check([declaration])
-    assert path in [problem.path for problem in problems]
-    assert any(remedy in problem.remedy for problem in problems if problem.path == path)
-
-
-def test_all_mistakes_are_reported_together() -> None:
-    """Three mistakes and a duplicate name are four problems of one error."""
-    wrong = [declared(), declared(kind="sum"), declared("gender"), declared("x", parameters={})]
-    with pytest.raises(SettingsError) as refusal:
-        FeatureSet(wrong)
-    assert len(refusal.value.problems) == 4
-
-
-def test_the_age_of_an_item_is_not_the_age_of_a_person() -> None:
-    """Words are judged with their neighbours, not by what they contain."""
-    assert sensitive_word("item_age_days") is None
-    assert sensitive_word("page_views") is None
-    assert sensitive_word("user_age") == "age"
