@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from narrows.features import statistics
+from narrows.features.statistics import DeclaredItems
 from narrows.interactions import interactions_of
 from narrows.retrieval import Query
 from narrows.sources import load_sources, popular
 from narrows.sources.fresh import fresh
 from narrows.sources.popular import Params
+from narrows.sources.rows import save_arrays
 
 
 def rows_by_number(ids: list[str]) -> np.ndarray:
@@ -96,3 +99,38 @@ def test_statistics_count_what_happened() -> None:
     assert read[0] == pytest.approx([np.log1p(2), np.log1p(1.5), 2.0, 0.5, 1.0, 0.0])
     assert read[1] == pytest.approx([np.log1p(1), np.log1p(1), 1.0, 1.0, 0.0, 0.0])
     assert read[2:] == pytest.approx(np.tile([0, 0, 1, 0, 0, 1], (3, 1)))
+
+
+def test_declared_item_features_are_read_as_of_a_moment(tmp_path: Path) -> None:
+    """The newest layer that is not in the future; a default and a flag for the unknown, and before any."""
+    declared = DeclaredItems(
+        ("sold", "rate"),
+        np.asarray([0.0, 0.05], np.float32),
+        np.asarray(["0", "1"]),
+        np.asarray([100.0, 200.0]),
+        np.asarray([[[1, 0.5], [np.nan, 0.25]], [[2, 0.75], [3, np.nan]]], np.float32),
+    )
+    log = interactions_of(["a"], ["0"], [0.0], catalogue=["1", "2"])
+    replace(statistics.fit(log, statistics.Params()), declared=declared).save(tmp_path / "kept.npz")
+    table = statistics.load(tmp_path / "kept.npz").bind(rows_by_number, 3)
+    assert table.declared == ("sold", "sold_missing", "rate", "rate_missing")
+    rows = np.asarray([0, 1, 2], np.int32)
+    unknown = [0, 1, 0.05, 1]
+    assert table.read_declared(rows, 99.0) == pytest.approx(np.asarray([unknown] * 3))
+    assert table.read_declared(rows, 100.0) == pytest.approx(
+        np.asarray([[1, 0, 0.5, 0], [0, 1, 0.25, 0], unknown])
+    )
+    served = replace(statistics.load(tmp_path / "kept.npz"), declared=declared.newest())
+    assert served.bind(rows_by_number, 3).read_declared(rows[:2], 1e9) == pytest.approx(
+        np.asarray([[2, 0, 0.75, 0], [3, 0, 0.05, 1]])
+    )
+
+
+def test_item_statistics_of_a_model_without_declared_features_still_read(tmp_path: Path) -> None:
+    """A file that was written before there were any gives a table that declares nothing."""
+    log = interactions_of(["a"], ["0"], [0.0])
+    fitted = statistics.fit(log, statistics.Params())
+    save_arrays(tmp_path / "old.npz", {"item_ids": fitted.item_ids, "values": fitted.values}, fitted.params)
+    table = statistics.load(tmp_path / "old.npz").bind(rows_by_number, 1)
+    assert table.declared == ()
+    assert table.read_declared(np.asarray([0], np.int32), 1.0).shape == (1, 0)
