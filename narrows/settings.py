@@ -13,7 +13,7 @@ from narrows.environment import environment as environment
 from narrows.errors import Problem, SettingsError
 from narrows.features.checks import check
 from narrows.features.declarations import FeatureDeclaration
-from narrows.features.reading import read_features
+from narrows.features.feature_file import read_features
 from narrows.toml_reading import Table, choose, read_json_texts, read_toml
 
 Seed = Literal["history", "item", "cart"]
