@@ -10,7 +10,8 @@ from typing import Any
 from lambdas.collect_events.contract import BYTES_A_BATCH, EVENTS_A_BATCH
 from lambdas.recommend.contract import BYTES_A_REQUEST, CONTEXT_CHARACTERS, CONTEXT_ITEMS, ID_CHARACTERS
 from lambdas.update_policy.contract import BYTES_AT_ONCE, CHANGES_AT_ONCE, KINDS
-from narrows.events import EXCLUDING_TYPES, LIMITS
+from narrows.envelope import LIMITS, SCHEMA_VERSIONS
+from narrows.events import EXCLUDING_TYPES
 from narrows.settings import LARGEST_LIMIT
 
 Schema = dict[str, Any]
@@ -164,7 +165,7 @@ def _event(event_types: Sequence[str]) -> Schema:
                 "maxProperties": LIMITS.properties,
                 "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
             },
-            "schema_version": {"type": "integer", "enum": [1]},
+            "schema_version": {"type": "integer", "enum": list(SCHEMA_VERSIONS)},
             "consent": {"type": "boolean", "description": consent},
             "received_at": {"description": "Ignored; it is set here"},
         }

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
+from narrows.envelope import FIELDS, LIMITS, Limits, parse_event
 from narrows.errors import InvalidInput, StoreUnavailable
-from narrows.events import FIELDS, LIMITS, Event, Limits, parse_event, pseudonym, pseudonymise
+from narrows.events import Event, pseudonym, pseudonymise
 
 QUARANTINE = "quarantine/events"
 SEND_AGAIN = "the event was not stored; send it again"

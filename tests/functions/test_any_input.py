@@ -17,7 +17,7 @@ from lambdas.update_policy.contract import CHANGE_FIELDS, sent_changes
 from narrows.adapters.memory import MemoryEventStream, MemoryObjects
 from narrows.collecting import collect
 from narrows.errors import InvalidInput
-from narrows.events import FIELDS as EVENT_FIELDS
+from narrows.envelope import FIELDS as EVENT_FIELDS
 from narrows.settings import load_app
 from tests.functions.doorways import http_event
 
