@@ -12,13 +12,12 @@ from narrows.errors import Problem
 from narrows.events import nearest
 from narrows.features.computed import COMPUTED, MISSING_SUFFIX, ComputedKind
 from narrows.features.declarations import CLASSES, FeatureDeclaration, lineage
-from narrows.features.kinds import KINDS
+from narrows.features.kinds import KINDS, PerValue
 from narrows.features.parameters import ParameterRule, text, whole
 from narrows.features.scopes import FORMS, Scope, scope_of
 from narrows.features.sensitivity import LEAST_GROUP, refusals
 
 FILE = "features.toml"
-KEEP_OF_A_PAIR = whole("how many values of the property a visitor keeps", 1, 1000, required=False)
 OF_A_GROUP: Mapping[str, ParameterRule] = {
     "minimum_group": whole(
         "how many different values of `distinct` a group needs to be shown",
@@ -59,7 +58,7 @@ def parameters_of(kind: str, scope: Scope | None) -> Mapping[str, ParameterRule]
         own = KINDS[kind].PARAMETERS
     more: dict[str, ParameterRule] = {}
     if scope and scope.pair:
-        more["keep"] = KEEP_OF_A_PAIR
+        more |= PerValue.PARAMETERS
     elif scope and scope.base == "by":
         more |= OF_A_GROUP
     return {**own, **more}
@@ -110,7 +109,7 @@ def _check_parameters(
             yield _problem(declaration, name, value, remedy)
         elif name not in rules or not named.accepts(value):
             yield _problem(declaration, name.removesuffix(_SUFFIX), value, named.remedy)
-    conflicts = getattr(KINDS.get(kind), "conflicts", None)
+    conflicts = getattr(KINDS.get(kind), "conflicts", None)  # only some kinds have parameters that can
     for name, remedy in conflicts(given) if conflicts else ():
         yield _problem(declaration, name, given.get(name), remedy)
 
@@ -127,8 +126,12 @@ def _check_folded(declaration: FeatureDeclaration, scope: Scope | None) -> Itera
         yield _problem(declaration, "value", declaration.value, f"a {kind} takes no value; remove it")
     if takes in ("number", "text", "any") and not declaration.value:
         yield _problem(declaration, "value", None, f"a {kind} needs it: name a property or field of events")
-    if scope and kind in LISTS and (scope.pair or not scope.of_visitor):
+    if scope and kind in LISTS and not scope.of_visitor:
         remedy = "a list is kept of a visitor, a user or a session only"
+        yield _problem(declaration, "scope", declaration.scope, remedy)
+    if scope and scope.pair and not KINDS[kind].IN_PAIRS:
+        pairs = sorted(name for name, one in KINDS.items() if one.IN_PAIRS)
+        remedy = f"no pair can hold a {kind}; choose one of {', '.join(pairs)}"
         yield _problem(declaration, "scope", declaration.scope, remedy)
 
 

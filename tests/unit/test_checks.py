@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,11 @@ def declared(name: str = "clicks_7d", kind: str = "decayed_count", **changes: An
         "where": {}, "freshness_s": None,
     }  # fmt: skip
     return FeatureDeclaration(**{**given, **changes})  # type: ignore[arg-type]
+
+
+def summed(**changes: Any) -> FeatureDeclaration:
+    """A decayed sum, which needs a value, with these changes."""
+    return declared("sum_7d", "decayed_sum", **changes)
 
 
 def computed(name: str, kind: str, scope: str = "request", **parameters: Any) -> FeatureDeclaration:
@@ -61,15 +67,16 @@ def told(*declarations: FeatureDeclaration) -> list[tuple[str, str]]:
         (declared("age_group"), "age_group.name", "sensitive"),
         (declared("user_ethnicity"), "user_ethnicity.name", "sensitive"),
         (declared("by_religion"), "by_religion.name", "sensitive"),
-        (declared(value="ageGroup"), "clicks_7d.value", "sensitive"),
+        (summed(value="ageGroup"), "sum_7d.value", "sensitive"),
+        (summed(), "sum_7d.value", "needs it"),
         (declared(where={"gender": "f"}), "clicks_7d.where.gender", "sensitive"),
         (declared(scope="user x gender"), "clicks_7d.scope", "sensitive"),
         (computed("g", "context_is", context="gender", among=("f",)), "g.context", "sensitive"),
         (declared(sensitivity="sensitive"), "clicks_7d.sensitivity", "refused"),
         (declared(sensitivity="special"), "clicks_7d.sensitivity", "choose one of"),
         (
-            declared(value="mood", sources=(SourceDeclaration("mood", "sensitive"),)),
-            "clicks_7d.value",
+            summed(value="mood", sources=(SourceDeclaration("mood", "sensitive"),)),
+            "sum_7d.value",
             "[source.mood] is of class sensitive",
         ),
         (
@@ -80,6 +87,11 @@ def told(*declarations: FeatureDeclaration) -> list[tuple[str, str]]:
         (declared("l", "last_n", parameters={"keep": 0}), "l.keep", "1 to 500"),
         (declared("l", "last_n", parameters={"keep": 3}, value="price"), "l.value", "takes no value"),
         (declared("l", "last_n", parameters={"keep": 3}, scope="item"), "l.scope", "of a visitor"),
+        (
+            declared("d", "distinct_count", scope="user x brand", value="item_id", parameters={}),
+            "d.scope",
+            "no pair can hold",
+        ),
         (computed("hour", "hour_of_day", "user"), "hour.scope", 'scope = "request"'),
         (computed("hour", "hour_of_day", of="x"), "hour.of", "takes no parameters"),
         (declared("hour", "hour_of_day", scope="request", parameters={}), "hour.events", "no event folds"),
@@ -139,13 +151,13 @@ def test_a_computed_feature_names_one_that_it_can_read(one: FeatureDeclaration, 
 
 def test_a_restricted_value_is_refused_outside_an_aggregate() -> None:
     """A seller's raw price, by the class of its source or by its name, may only leave as a group's mean."""
-    raw = declared(value="seller_price", sources=PRICES)
-    assert told(raw)[0][0] == "clicks_7d.value"
+    raw = summed(value="seller_price", sources=PRICES)
+    assert told(raw)[0][0] == "sum_7d.value"
     assert "only be aggregated by a group" in told(raw)[0][1]
-    assert told(declared(value="seller_price")) == told(raw)
-    assert told(declared(value="seller_price", scope="item", sources=PRICES)) != []
-    assert told(declared(value="listing", sources=(SourceDeclaration("listing", "aggregate_only"),))) != []
-    grouped = declared(
+    assert told(summed(value="seller_price")) == told(raw)
+    assert told(summed(value="seller_price", scope="item", sources=PRICES)) != []
+    assert told(summed(value="listing", sources=(SourceDeclaration("listing", "aggregate_only"),))) != []
+    grouped = summed(
         scope="by:category", value="seller_price", sources=PRICES, parameters={"half_life_s": 60.0, **GROUP}
     )
     assert told(grouped) == []
@@ -155,19 +167,21 @@ def test_a_restricted_value_is_refused_outside_an_aggregate() -> None:
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"parameters": {"half_life_s": 60.0, "distinct": "seller_id"}}, "clicks_7d.minimum_group"),
-        ({"parameters": {"half_life_s": 60.0, **GROUP, "minimum_group": 1}}, "clicks_7d.minimum_group"),
-        ({"parameters": {"half_life_s": 60.0, "minimum_group": 5}}, "clicks_7d.distinct"),
-        ({"parameters": {"half_life_s": 60.0, **GROUP, "distinct": "category"}}, "clicks_7d.distinct"),
-        ({"where": {"seller_price": 9.99}}, "clicks_7d.where.seller_price"),
-        ({"scope": "by:seller_price"}, "clicks_7d.scope"),
+        ({"parameters": {"half_life_s": 60.0, "distinct": "seller_id"}}, "sum_7d.minimum_group"),
+        ({"parameters": {"half_life_s": 60.0, **GROUP, "minimum_group": 1}}, "sum_7d.minimum_group"),
+        ({"parameters": {"half_life_s": 60.0, "minimum_group": 5}}, "sum_7d.distinct"),
+        ({"parameters": {"half_life_s": 60.0, **GROUP, "distinct": "category"}}, "sum_7d.distinct"),
+        ({"where": {"seller_price": 9.99}}, "sum_7d.where.seller_price"),
+        ({"scope": "by:seller_price"}, "sum_7d.scope"),
+        ({"kind": "last_value", "parameters": GROUP}, "sum_7d.kind"),
+        ({"kind": "value_statistics", "parameters": {"statistic": "min", **GROUP}}, "sum_7d.statistic"),
     ],
 )
 def test_a_group_that_would_show_one_seller_is_refused(changes: dict[str, Any], path: str) -> None:
     """Too few sellers, a filter on the price, or a group for each price would give it away."""
     right = {"scope": "by:category", "value": "seller_price", "sources": PRICES}
     right["parameters"] = {"half_life_s": 60.0, **GROUP}
-    assert path in [key for key, _ in told(declared(**{**right, **changes}))]
+    assert path in [key for key, _ in told(replace(summed(**right), **changes))]
 
 
 def test_the_age_of_an_item_is_not_the_age_of_a_person() -> None:
