@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.errors import BundleError, FingerprintMismatch
+from narrows.features.registry import FeatureSet
 from narrows.features.statistics import StatisticsTable
 from narrows.features.vectors import Items, VectorInputs, VectorSpec, assemble
 from narrows.retrieval import Candidates, Floats, Query, Rows, fuse, reciprocal_ranks
@@ -78,12 +79,19 @@ class EmbeddedRanker:
         *,
         fingerprint: str,
         version: str = "",
+        features: FeatureSet | None = None,
     ) -> None:
+        """`features` are those that the process serves, where the model reads declared ones."""
         if spec.fingerprint() != fingerprint or scorer.feature_count != len(spec.names):
             raise FingerprintMismatch(
                 f"model {version!r} was trained on {scorer.feature_count} features with fingerprint "
                 f"{fingerprint!r}, this process assembles {len(spec.names)} with {spec.fingerprint()!r}; "
                 "deploy the code the model was trained with, or train it again"
+            )
+        redefined = spec.changed(features) if features else []
+        if redefined:
+            raise FingerprintMismatch(
+                f"model {version!r} was trained on other definitions of {', '.join(redefined)}; train again"
             )
         changed = {
             name: (signals, sources[name].signal_names)

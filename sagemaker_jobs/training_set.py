@@ -36,6 +36,11 @@ class TableItems:
     """The catalogue over the item numbers of a log; read by the ranker's assembly as a snapshot is."""
 
     columns: Mapping[str, NDArray[Any]]
+    vocabularies: Mapping[str, tuple[str, ...]]
+
+    def vocabulary(self, name: str) -> tuple[str, ...]:
+        """The words of a category column, by code."""
+        return self.vocabularies.get(name, ())
 
     def take(self, rows: Rows, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """These columns of these rows."""
@@ -79,12 +84,12 @@ def read(container: Container) -> TrainingSet:
         )
     labels = max(1, int(container.number("labels_per_user", LABELS_PER_USER)))
     log = data.interactions
-    columns = _columns(container, data.items, log)
+    columns, vocabularies = _columns(container, data.items, log)
     return TrainingSet(
         log,
         log.last_out(1)[0],
         log.last_out(1 + labels)[0],
-        TableItems(columns),
+        TableItems(columns, vocabularies),
         data.segments,
         labels,
         data.left_out,
@@ -114,9 +119,9 @@ def funnel(container: Container) -> tuple[tuple[SourceQuota, ...], int]:
 
 def _columns(
     container: Container, table: Mapping[str, Sequence[Any]], log: Interactions
-) -> dict[str, NDArray[Any]]:
+) -> tuple[dict[str, NDArray[Any]], Mapping[str, tuple[str, ...]]]:
     if "item_id" not in table:
-        return {}
+        return {}, {}
     app = app_of(container)
     catalogue = app.catalogue if app else _guessed(table)
     renamed = {catalogue.id if name == "item_id" else name: values for name, values in table.items()}
@@ -128,7 +133,7 @@ def _columns(
             missing = np.nan if values.dtype.kind == "f" else -1
             columns[name] = np.full((log.item_count, *values.shape[1:]), missing, values.dtype)
             columns[name][place] = values
-    return columns
+    return columns, read_columns.vocabularies
 
 
 def _guessed(table: Mapping[str, Sequence[Any]]) -> Catalogue:

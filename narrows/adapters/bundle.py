@@ -77,7 +77,7 @@ def load_serving(
     return Serving(
         snapshot=snapshot,
         sources=sources,
-        ranker=_ranker(snapshot, sources, bundle, library) if bundle else None,
+        ranker=_ranker(app, snapshot, sources, bundle, library) if bundle else None,
         fusion=FusionRanker(snapshot),
         segment_slates=_segments(snapshot, bundle) if bundle else {},
         static_rows=static_rows[static_rows >= 0],
@@ -180,7 +180,11 @@ def _bound(load: Callable[[Path], Any], snapshot: ItemSnapshot, path: Path) -> A
 
 
 def _ranker(
-    snapshot: ItemSnapshot, sources: Mapping[str, SignallingSource], bundle: _Bundle, library: Path | None
+    app: App,
+    snapshot: ItemSnapshot,
+    sources: Mapping[str, SignallingSource],
+    bundle: _Bundle,
+    library: Path | None,
 ) -> Ranker | None:
     manifest = bundle.manifest
     table = bundle.load(statistics.FILE, partial(_bound, statistics.load, snapshot))
@@ -197,6 +201,7 @@ def _ranker(
             VectorSpec.from_json(manifest.spec),
             fingerprint=manifest.fingerprint,
             version=manifest.version,
+            features=FeatureSet(app.features),
         ),
     )
 

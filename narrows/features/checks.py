@@ -64,6 +64,13 @@ def parameters_of(kind: str, scope: Scope | None) -> Mapping[str, ParameterRule]
     return {**own, **more}
 
 
+def for_a_model(declaration: FeatureDeclaration) -> bool:
+    """Whether a visitor's one number of it can be a column: no list, no pair, and no moment."""
+    scope = scope_of(declaration.scope)
+    single = bool(scope and scope.of_visitor and not scope.pair)
+    return single and declaration.kind not in LISTS | MOMENTS
+
+
 def _check_words(declaration: FeatureDeclaration) -> Iterator[Problem]:
     name = declaration.name
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name.endswith(MISSING_SUFFIX):
@@ -174,11 +181,6 @@ def _check_cycles(known: Mapping[str, FeatureDeclaration]) -> list[Problem]:
     return problems
 
 
-def _is_number_of_a_visitor(declaration: FeatureDeclaration) -> bool:
-    scope = scope_of(declaration.scope)
-    return bool(scope and scope.of_visitor and not scope.pair) and declaration.kind not in LISTS | MOMENTS
-
-
 def _is_pair(declaration: FeatureDeclaration) -> bool:
     scope = scope_of(declaration.scope)
     return bool(scope and scope.pair)
@@ -193,7 +195,7 @@ _READABLE: Mapping[str, tuple[Any, str]] = {
         lambda one: one.kind not in LISTS and one.scope in ("visitor", "user", "session"),
         "a feature of a visitor that has one value",
     ),
-    "number": (_is_number_of_a_visitor, "a number of a visitor"),
+    "number": (for_a_model, "a number of a visitor"),
     "pair": (_is_pair, 'a pair, such as scope = "visitor x category"'),
     "hours": (
         lambda one: _is_pair(one) and one.scope.endswith(" x hour"),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from narrows.features.checks import for_a_model
+from narrows.features.computed import Asked, Computed, row_values, with_flags
+from narrows.features.computed import Items as Items
+from narrows.features.declarations import definitions
+from narrows.features.registry import FeatureSet
 from narrows.features.statistics import NAMES as STATISTICS
 from narrows.features.statistics import StatisticsTable
 from narrows.retrieval import Candidates, Floats, Query, Rows, reciprocal_ranks
 from narrows.sources import SignallingSource
 
-VERSION = 1
+VERSION = 2
 HISTORY = 20
 HISTORY_DECAY = 0.85
 DAY_S = 86400.0
@@ -24,23 +29,14 @@ TIME_FEATURES = ("history_length", "days_since_last", "history_days", "hour", "w
 FUSION_FEATURES = ("found_by", "reciprocal_rank")
 
 
-class Items(Protocol):
-    """The part of the item snapshot that the assembly reads."""
-
-    @property
-    def columns(self) -> Mapping[str, NDArray[Any]]:
-        """Every column by name."""
-
-    def take(self, rows: Rows, names: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        """These columns of these rows; missing values as nan or -1."""
-
-
 @dataclass(frozen=True)
 class VectorSpec:
     """What the columns of the matrix are, and so what a model was trained on.
 
-    `sources` maps each source to its signals; `visitor` and `request` are declared features that arrive as
-    values, nan where they are missing; `categories`, `numbers` name item columns.
+    `sources` maps each source to its signals; `categories`, `numbers` name item columns. The others are
+    declared features, each with its flag `<name>_missing`: of `visitor` and `request` the values arrive,
+    those of `statistics` lie beside the snapshot, those of `item` and `cross` are computed for each row.
+    `definitions` has a digest of each declared feature's definition.
     """
 
     sources: Mapping[str, tuple[str, ...]]
@@ -48,6 +44,10 @@ class VectorSpec:
     request: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    statistics: tuple[str, ...] = ()
+    item: tuple[Computed, ...] = ()
+    cross: tuple[Computed, ...] = ()
+    definitions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,17 +62,22 @@ class VectorSpec:
             names += [f"{column}.affinity", f"{column}.last"]
         for column in self.numbers:
             names += [f"{column}.value", f"{column}.step", f"{column}.distance"]
+        names += [f"item.{name}" for name in self.statistics]
+        names += [f"item.{name}" for name in with_flags([one.name for one in self.item])]
+        names += [f"cross.{name}" for name in with_flags([one.name for one in self.cross])]
         names += ["history.times_seen", *(f"time.{name}" for name in TIME_FEATURES)]
-        return (
-            *names,
-            *(f"visitor.{name}" for name in self.visitor),
-            *(f"request.{n}" for n in self.request),
-        )
+        names += [f"visitor.{name}" for name in self.visitor]
+        return (*names, *(f"request.{name}" for name in self.request))
 
     def fingerprint(self) -> str:
         """Changes whenever the meaning of a column changes."""
-        text = json.dumps([VERSION, HISTORY, HISTORY_DECAY, self.names], separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        meaning = [VERSION, HISTORY, HISTORY_DECAY, self.names, sorted(self.definitions.items())]
+        return hashlib.sha256(json.dumps(meaning, separators=(",", ":")).encode()).hexdigest()[:16]
+
+    def changed(self, features: FeatureSet) -> list[str]:
+        """The declared features that this process would serve with another meaning, or not at all."""
+        present = definitions(features.declarations)
+        return sorted(name for name, digest in self.definitions.items() if present.get(name) != digest)
 
     def to_json(self) -> dict[str, Any]:
         """What a manifest keeps of it."""
@@ -82,17 +87,51 @@ class VectorSpec:
     def from_json(kept: Mapping[str, Any]) -> VectorSpec:
         """The specification that `to_json` gave."""
         sources = {name: tuple(signals) for name, signals in kept["sources"].items()}
-        rest = {name: tuple(kept[name]) for name in ("visitor", "request", "categories", "numbers")}
-        return VectorSpec(sources, **rest)
+        texts = ("visitor", "request", "categories", "numbers", "statistics")
+        rest: dict[str, Any] = {name: tuple(kept.get(name, ())) for name in texts}
+        for name in ("item", "cross"):
+            rest[name] = tuple(Computed.from_json(one) for one in kept.get(name, ()))
+        return VectorSpec(sources, definitions=dict(kept.get("definitions", {})), **rest)
 
     @staticmethod
-    def over(sources: Mapping[str, SignallingSource], items: Items) -> VectorSpec:
-        """Everything that these sources and these item columns offer."""
+    def over(
+        sources: Mapping[str, SignallingSource],
+        items: Items,
+        features: FeatureSet | None = None,
+        statistics: StatisticsTable | None = None,
+    ) -> VectorSpec:
+        """Everything that these sources, item columns and declared features offer.
+
+        `features` are given where their values are there to train on.
+        """
         columns = items.columns
         categories = [name for name in ("category", "brand") if name in columns]
         numbers = [name for name in ("price", "created_at") if name in columns]
         signals = {name: source.signal_names for name, source in sorted(sources.items())}
-        return VectorSpec(signals, categories=tuple(categories), numbers=tuple(numbers))
+        spec = VectorSpec(signals, categories=tuple(categories), numbers=tuple(numbers))
+        declared = statistics.declared if statistics else ()
+        return spec.with_features(features, declared, columns) if features else spec
+
+    def with_features(
+        self, features: FeatureSet, statistics: tuple[str, ...], columns: Collection[str]
+    ) -> VectorSpec:
+        """This, and the declared features, of which those that read the catalogue need its column."""
+        computed = features.computed
+        item = tuple(one for one in computed.item if one.text("column") in columns)
+        cross = tuple(one for one in computed.cross if one.text("item") in columns)
+        visitor = tuple(one.name for one in features.declarations if for_a_model(one))
+        request = tuple(one.name for one in computed.request)
+        used = {*visitor, *request, *(one.name for one in (*item, *cross)), *statistics}
+        known = definitions(features.declarations)
+        return replace(
+            self,
+            visitor=with_flags(visitor),
+            request=with_flags(request),
+            statistics=statistics,
+            item=item,
+            cross=cross,
+            definitions={name: known[name] for name in known if name in used},
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +162,7 @@ def assemble(
     blocks += [found[:, None], reciprocal_ranks(candidates)[:, None]]
     weights = (HISTORY_DECAY ** np.arange(len(history))[::-1]).astype(np.float32)
     blocks += _item_blocks(spec, candidates.rows, history, weights, items, statistics)
+    blocks += _declared_blocks(spec, inputs, candidates.rows, items, statistics)
     blocks.append(_times_seen(candidates.rows, query.history)[:, None])
     values = np.asarray(
         [
@@ -185,6 +225,23 @@ def _item_blocks(
         values = taken.get(name, np.full(len(both), np.nan)).astype(np.float64)
         blocks.append(_number_block(values[: len(history)], values[len(history) :], weights))
     return blocks
+
+
+def _declared_blocks(
+    spec: VectorSpec, inputs: VectorInputs, rows: Rows, items: Items, statistics: StatisticsTable
+) -> list[Floats]:
+    """What the declared features say of each row; the table may hold more than the model was trained on."""
+    asked = Asked(inputs.query.now, visitor=inputs.visitor)
+    blocks = [column[:, None] for column in row_values((*spec.item, *spec.cross), asked, items, rows)]
+    if not spec.statistics:
+        return blocks
+    held = statistics.read_declared(rows, inputs.query.now)
+    place = {name: number for number, name in enumerate(statistics.declared)}
+    chosen = [
+        held[:, place[name]] if name in place else np.full(len(rows), np.nan, np.float32)
+        for name in spec.statistics
+    ]
+    return [np.stack(chosen, axis=1), *blocks]
 
 
 def _affinity(history: NDArray[np.int32], rows: NDArray[np.int32], weights: Floats) -> Floats:
