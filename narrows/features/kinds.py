@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from narrows.features.counts import Count, DecayedCount, DecayedSum, RecentCount, SmoothedRate
 from narrows.features.declarations import FeatureDeclaration
-from narrows.features.folding import Kind, State, decay
+from narrows.features.folding import DeclaredKind, Kind, State, decay
 from narrows.features.moments import FirstSeen, LastSeen, ValueStatistics
 from narrows.features.newest import LastN, LastValue
 from narrows.features.scopes import scope_of
@@ -40,15 +40,15 @@ __all__ = [
     "kind_of",
 ]
 
-_CLASSES: tuple[type[Kind], ...] = (
+_CLASSES: tuple[type[DeclaredKind], ...] = (
     *(Count, DecayedCount, DecayedSum, SmoothedRate, RecentCount, LastN, LastValue),
     *(DistinctCount, FirstSeen, LastSeen, ValueStatistics, Entropy),
 )
-KINDS: Mapping[str, type[Kind]] = MappingProxyType({kind.name: kind for kind in _CLASSES})
+KINDS: Mapping[str, type[DeclaredKind]] = MappingProxyType({kind.name: kind for kind in _CLASSES})
 
 
 def kind_of(declaration: FeatureDeclaration) -> Kind:
     """The kind with its parameters, wrapped into a pair where the scope is one."""
-    kind = KINDS[declaration.kind].declared(declaration)
+    kind: Kind = KINDS[declaration.kind].declared(declaration)
     scope = scope_of(declaration.scope)
     return PerValue.over(kind, scope.by, declaration) if scope and scope.pair else kind

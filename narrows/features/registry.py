@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from narrows.errors import SettingsError
 from narrows.events import Event
 from narrows.features.checks import check
 from narrows.features.computed import ComputedFeatures
 from narrows.features.declarations import FeatureDeclaration, canonical, meaning
-from narrows.features.kinds import Count, DecayedCount, Kind, LastN, Selection, SmoothedRate, State
+from narrows.features.kinds import KINDS, Kind, LastN, PerValue, Selection, State, kind_of
+from narrows.features.scopes import scope_of
 
 VISITOR_SCOPES = frozenset({"visitor", "user", "session"})
 MISSING_SUFFIX = "_missing"
+HISTORY = "history"
 IMPLICIT_HISTORY = LastN(Selection(frozenset()), keep=50)
 """What a state remembers of an app that declares no `last_n`: the newest items of every event type."""
 
 Features = Mapping[str, State]
+_Step = tuple[str, State, Callable[[Any, Event], State]]
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,10 @@ class Feature:
 
 
 class FeatureSet:
-    """The visitor features of one app; a state is a mapping from feature key to the kind's state.
+    """The features of one app that events fold into; a state maps a feature's key to its kind's state.
 
-    Features of scope `item` are computed in training and are not folded here.
+    It folds the visitor's features; `scoped` gives a view that folds those of other scopes, such as `item`.
+    Features that are computed from the request or from an item are in `computed`.
     """
 
     def __init__(self, declarations: Sequence[FeatureDeclaration]) -> None:
@@ -47,29 +52,41 @@ class FeatureSet:
             raise SettingsError(problems)
         self.declarations = tuple(declarations)
         self.computed = ComputedFeatures(declarations)
-        folded = [one for one in declarations if one.scope in VISITOR_SCOPES]
-        self.features = tuple(Feature(one, kind_of(one), _key(one)) for one in folded)
-        lists = [(one.key, one.kind) for one in self.features if isinstance(one.kind, LastN)]
-        self._folds: list[tuple[str, Kind]] = [(one.key, one.kind) for one in self.features]
-        self._history_keys = [key for key, _ in lists] or ["history"]
-        if not lists:
-            self._folds.append(("history", IMPLICIT_HISTORY))
+        self._every = tuple(
+            Feature(one, kind_of(one), _key(one)) for one in declarations if one.kind in KINDS
+        )
+        self._choose(VISITOR_SCOPES)
 
     def scoped(self, *scopes: str) -> FeatureSet:
-        """A view of the features of these scopes alone; the implicit history belongs to `visitor`."""
+        """A view of the features of these scopes alone: visitor, user and session (pairs too), item, by."""
         view = copy.copy(self)
-        view.declarations = tuple(one for one in self.declarations if one.scope.split(" ")[0] in scopes)
-        names = {one.name for one in view.declarations}
-        view.features = tuple(one for one in self.features if one.name in names)
-        kept = {one.key for one in view.features} | ({"history"} if "visitor" in scopes else set())
-        view._folds = [one for one in self._folds if one[0] in kept]
-        view._history_keys = [one for one in self._history_keys if one in kept]
+        view.declarations = tuple(one for one in self.declarations if _base(one) in scopes)
+        view._choose(frozenset(scopes))
         return view
+
+    def _choose(self, scopes: frozenset[str]) -> None:
+        self.features = tuple(one for one in self._every if _base(one.declaration) in scopes)
+        lists = [one.key for one in self._every if isinstance(one.kind, LastN)]
+        self._folds: list[tuple[str, Kind]] = [(one.key, one.kind) for one in self.features]
+        if not lists and "visitor" in scopes:
+            self._folds.append((HISTORY, IMPLICIT_HISTORY))
+        self._history_keys = [key for key, kind in self._folds if isinstance(kind, LastN)]
+        self._plans: dict[str, tuple[_Step, ...]] = {}
+
+    @property
+    def item_features(self) -> tuple[Feature, ...]:
+        """Those that events on an item fold into."""
+        return tuple(one for one in self._every if one.declaration.scope == "item")
+
+    @property
+    def group_features(self) -> tuple[Feature, ...]:
+        """Those of the values of one property, which only the nightly build computes."""
+        return tuple(one for one in self._every if _base(one.declaration) == "by")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that `read` gives a value for, in the order of declaration."""
-        return tuple(one.name for one in self.features if not isinstance(one.kind, LastN))
+        """The names that `read` gives one value for, in the order of declaration: no lists and no pairs."""
+        return tuple(one.name for one in self.features if not isinstance(one.kind, LastN | PerValue))
 
     def zero(self) -> Features:
         """The state of a visitor who did nothing yet."""
@@ -81,14 +98,23 @@ class FeatureSet:
 
     def add_all(self, state: Features, events: Sequence[Event]) -> Features:
         """The state with these events in it; features that no longer exist are dropped from it."""
-        folded: dict[str, State] = {}
-        for key, kind in self._folds:
-            before = one = state.get(key, kind.zero())
-            for event in events:
-                one = kind.add(one, event)
-            if key in state or one != before:
-                folded[key] = one
+        folded = {key: state[key] for key, _ in self._folds if key in state}
+        for event in events:
+            for key, zero, add in self._plan(event.event_type):
+                before = folded.get(key, zero)
+                after = add(before, event)
+                if after is not before:
+                    folded[key] = after
         return folded
+
+    def _plan(self, event_type: str) -> tuple[_Step, ...]:
+        """What an event of this type can change, worked out once."""
+        plan = self._plans.get(event_type)
+        if plan is None:
+            chosen = [one for one in self._folds if not one[1].types or event_type in one[1].types]
+            plan = tuple((key, kind.zero(), kind.add) for key, kind in chosen)
+            self._plans[event_type] = plan
+        return plan
 
     def merge(self, left: Features, right: Features) -> Features:
         """One state for the events of both."""
@@ -99,15 +125,20 @@ class FeatureSet:
         return merged
 
     def read(self, state: Features, now: float) -> dict[str, float]:
-        """Every value as of `now`, and under `<name>_missing` 1.0 where it is only the declared default."""
+        """Every value as of `now`, and under `<name>_missing` 1.0 where it is only the declared default.
+
+        A pair gives `name[value]` for each value that the visitor has, and neither default nor flag.
+        """
         values: dict[str, float] = {}
         for feature in self.features:
             if isinstance(feature.kind, LastN):
                 continue
             value = feature.kind.read(state.get(feature.key, feature.kind.zero()), now)
-            missing = not isinstance(value, float)
-            values[feature.name] = value if isinstance(value, float) else feature.declaration.default
-            values[feature.name + MISSING_SUFFIX] = float(missing)
+            if isinstance(feature.kind, PerValue):
+                values.update({f"{feature.name}[{text}]": one for text, one in (value or {}).items()})
+                continue
+            values[feature.name] = feature.declaration.default if value is None else value
+            values[feature.name + MISSING_SUFFIX] = float(value is None)
         return values
 
     def lists(self, state: Features, now: float) -> dict[str, list[str]]:
@@ -129,32 +160,9 @@ class FeatureSet:
         return hashlib.sha256(canonical(meanings)).hexdigest()[:32]
 
 
-def kind_of(declaration: FeatureDeclaration) -> Kind:
-    """The kind with its parameters; the declaration must have passed `check`."""
-    of = Selection(frozenset(declaration.events), dict(declaration.where), declaration.value)
-    parameters = declaration.parameters
-    if declaration.kind == Count.name:
-        return Count(of)
-    if declaration.kind == DecayedCount.name:
-        return DecayedCount(of, _number(parameters["half_life_s"]))
-    if declaration.kind == LastN.name:
-        return LastN(of, int(_number(parameters["keep"])))
-    half_life_s = parameters.get("half_life_s")
-    return SmoothedRate(
-        of,
-        Selection(frozenset(_types(parameters["per"])), dict(declaration.where)),
-        _number(parameters["prior_successes"]),
-        _number(parameters["prior_trials"]),
-        None if half_life_s is None else _number(half_life_s),
-    )
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _types(value: object) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, tuple | list) else ()
+def _base(declaration: FeatureDeclaration) -> str:
+    scope = scope_of(declaration.scope)
+    return scope.base if scope else ""
 
 
 def _key(declaration: FeatureDeclaration) -> str:

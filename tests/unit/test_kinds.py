@@ -12,22 +12,60 @@ from hypothesis import strategies as st
 
 from narrows.events import Event
 from narrows.features.declarations import FeatureDeclaration
-from narrows.features.kinds import KINDS, Count, DecayedCount, Kind, LastN, Selection, SmoothedRate, State
+from narrows.features.kinds import (
+    KINDS,
+    Count,
+    DecayedCount,
+    DecayedSum,
+    DistinctCount,
+    Entropy,
+    FirstSeen,
+    Kind,
+    LastN,
+    LastSeen,
+    LastValue,
+    PerValue,
+    RecentCount,
+    Selection,
+    SmoothedRate,
+    State,
+    ValueStatistics,
+)
+from narrows.features.moments import STATISTICS
 from narrows.features.registry import FeatureSet
 
 CLICKS = Selection(frozenset({"click"}))
 VIEWS = Selection(frozenset({"view"}))
 T0 = 1_800_000_000.0
 
+PRICES = Selection(frozenset({"click"}), value="amount")
+COLOURS = Selection(frozenset({"click", "view"}), value="colour")
+
 EVERY_KIND = [
     Count(CLICKS),
-    Count(Selection(frozenset({"click"}), value="amount")),
+    Count(PRICES),
     DecayedCount(CLICKS, half_life_s=3600.0),
-    DecayedCount(CLICKS, half_life_s=0.5),
+    DecayedCount(CLICKS, half_life_s=1.0),
+    DecayedSum(PRICES, half_life_s=3600.0),
     SmoothedRate(CLICKS, VIEWS, 1.0, 50.0, half_life_s=3600.0),
     SmoothedRate(CLICKS, VIEWS, 1.0, 50.0),
+    RecentCount(CLICKS, window_s=3600.0),
+    RecentCount(PRICES, window_s=600.0, buckets=4),
     LastN(Selection(), keep=3),
     LastN(CLICKS, keep=5),
+    LastValue(PRICES),
+    LastValue(COLOURS, values=("red", "blue")),
+    DistinctCount(COLOURS, keep=3),
+    DistinctCount(Selection(value="item_id"), keep=64),
+    FirstSeen(CLICKS),
+    LastSeen(CLICKS),
+    *(ValueStatistics(PRICES, statistic) for statistic in STATISTICS),
+    Entropy(COLOURS),
+    Entropy(COLOURS, keep=2),
+    PerValue(Count(CLICKS), "colour"),
+    PerValue(DecayedSum(PRICES, half_life_s=600.0), "item_id", keep=2),
+    PerValue(RecentCount(VIEWS, window_s=3600.0), "colour", keep=3),
+    PerValue(SmoothedRate(CLICKS, VIEWS, 1.0, 20.0), "hour"),
 ]
 
 
@@ -40,11 +78,14 @@ def happened(
 @st.composite
 def many_events(draw: st.DrawFn) -> list[Event]:
     parts = st.tuples(
-        st.integers(0, 40), st.sampled_from(["click", "view"]), st.sampled_from(["i1", "i2", "i3", None])
+        st.integers(0, 40),
+        st.sampled_from(["click", "view"]),
+        st.sampled_from(["i1", "i2", "i3", None]),
+        st.sampled_from(["red", "blue", "grün", "紫", ""]),
     )
     return [
-        happened(f"e{number}", T0 + 600 * at, event_type, item, amount=at)
-        for number, (at, event_type, item) in enumerate(draw(st.lists(parts, max_size=25)))
+        happened(f"e{number}", T0 + 600 * at, event_type, item, amount=at, colour=colour)
+        for number, (at, event_type, item, colour) in enumerate(draw(st.lists(parts, max_size=25)))
     ]
 
 
@@ -55,11 +96,13 @@ def folded(kind: Kind, events: list[Event]) -> State:
     return state
 
 
-def same(left: State, right: State) -> bool:
-    return len(left) == len(right) and all(
-        a == b if isinstance(a, tuple | str | None) else a == pytest.approx(b, rel=1e-9, abs=1e-12)
-        for a, b in zip(left, right, strict=True)
-    )
+def same(left: Any, right: Any) -> bool:
+    """Texts, integers and their order exactly, floats to rounding."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, tuple):
+        return len(left) == len(right) and all(same(a, b) for a, b in zip(left, right, strict=True))
+    return left == right if not isinstance(left, float) else left == pytest.approx(right, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: type(kind).__name__)
@@ -83,7 +126,7 @@ def test_merging_chunks_is_adding_all(kind: Kind, events: list[Event], cuts: lis
 
 def test_every_kind_is_tested() -> None:
     """A new kind has to join the list above."""
-    assert {type(kind) for kind in EVERY_KIND} == set(KINDS.values())
+    assert {type(kind) for kind in EVERY_KIND} == {*KINDS.values(), PerValue}
 
 
 def test_an_event_one_half_life_ago_weighs_one_half() -> None:

@@ -1,0 +1,249 @@
+"""Kinds that add up: counts and sums, plain, decayed or of a window, and rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from narrows.events import Event
+from narrows.features.declarations import FeatureDeclaration, Parameter
+from narrows.features.folding import NOTHING, State, decay, number
+from narrows.features.parameters import (
+    LONGEST_S,
+    ParameterRule,
+    as_texts,
+    half_life,
+    is_number,
+    texts,
+    whole,
+)
+from narrows.features.parameters import number as between
+from narrows.features.selection import Selection, selection_of
+
+AHEAD_S = 300.0
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many events, or the sum of their values; state (events taken, total)."""
+
+    name: ClassVar[str] = "count"
+    PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = NOTHING
+    VALUE: ClassVar[str] = "number?"
+    IN_PAIRS: ClassVar[bool] = True
+    of: Selection
+
+    @classmethod
+    def declared(cls, declaration: FeatureDeclaration) -> Count:
+        return cls(selection_of(declaration))
+
+    @property
+    def types(self) -> frozenset[str]:
+        return self.of.types
+
+    def zero(self) -> State:
+        return (0, 0.0)
+
+    def add(self, state: State, event: Event) -> State:
+        amount = self.of.amount(event)
+        return state if amount is None else (state[0] + 1, state[1] + amount)
+
+    def merge(self, left: State, right: State) -> State:
+        return (left[0] + right[0], left[1] + right[1])
+
+    def read(self, state: State, now: float) -> float | None:  # noqa: ARG002  # a count does not age
+        return float(state[1]) if state[0] else None
+
+
+@dataclass(frozen=True)
+class DecayedCount:
+    """A count in which an event `half_life` ago weighs one half; state (value, reference time or None).
+
+    The reference is the time of the newest event, so nothing overflows however short the half-life is.
+
+    >>> clicks = DecayedCount(Selection(frozenset({"click"})), half_life_s=60)
+    >>> clicks.read((1.0, 1000.0), now=1060.0)
+    0.5
+    """
+
+    name: ClassVar[str] = "decayed_count"
+    PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = {"half_life_s": half_life()}
+    VALUE: ClassVar[str] = "none"
+    IN_PAIRS: ClassVar[bool] = True
+    of: Selection
+    half_life_s: float
+
+    @classmethod
+    def declared(cls, declaration: FeatureDeclaration) -> DecayedCount:
+        return cls(selection_of(declaration), number(declaration, "half_life_s"))
+
+    @property
+    def types(self) -> frozenset[str]:
+        return self.of.types
+
+    def zero(self) -> State:
+        return (0.0, None)
+
+    def add(self, state: State, event: Event) -> State:
+        amount = self.of.amount(event)
+        return state if amount is None else self.merge(state, (amount, event.time))
+
+    def merge(self, left: State, right: State) -> State:
+        (value, time), (other, other_time) = left, right
+        if time is None or other_time is None:
+            return right if time is None else left
+        if time >= other_time:
+            return (value + other * decay(time - other_time, self.half_life_s), time)
+        return (value * decay(other_time - time, self.half_life_s) + other, other_time)
+
+    def read(self, state: State, now: float) -> float | None:
+        return None if state[1] is None else float(state[0] * decay(now - state[1], self.half_life_s))
+
+
+@dataclass(frozen=True)
+class DecayedSum(DecayedCount):
+    """A sum in which a value `half_life` ago weighs one half; state (value, reference time or None)."""
+
+    name: ClassVar[str] = "decayed_sum"
+    VALUE: ClassVar[str] = "number"
+
+
+@dataclass(frozen=True)
+class SmoothedRate:
+    """Successes over trials with a Beta prior; state (successes, trials, reference time), both decayed alike.
+
+    A trial that lists what it showed counts once for each item listed. `prior_successes` and `prior_trials`
+    are what is believed before any event: 1 and 50 for a rate near 2 %. Without `half_life` nothing decays.
+    """
+
+    name: ClassVar[str] = "smoothed_rate"
+    PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = {
+        "per": texts("the event types that count as trials", "name the event types that count as trials"),
+        "prior_successes": between("successes believed before any event", 0.0),
+        "prior_trials": between("trials believed before any event", 1e-9),
+        "half_life_s": half_life(required=False),
+    }
+    VALUE: ClassVar[str] = "number?"
+    IN_PAIRS: ClassVar[bool] = True
+    of: Selection
+    per: Selection
+    prior_successes: float
+    prior_trials: float
+    half_life_s: float | None = None
+
+    @classmethod
+    def declared(cls, declaration: FeatureDeclaration) -> SmoothedRate:
+        per = frozenset(as_texts(declaration.parameters["per"]))
+        aging = "half_life_s" in declaration.parameters
+        return cls(
+            selection_of(declaration),
+            Selection(per, dict(declaration.where)),
+            number(declaration, "prior_successes"),
+            number(declaration, "prior_trials"),
+            number(declaration, "half_life_s") if aging else None,
+        )
+
+    @classmethod
+    def conflicts(cls, parameters: Mapping[str, Parameter]) -> list[tuple[str, str]]:
+        """Parameters that do not go together, each with its remedy."""
+        successes, trials = parameters.get("prior_successes"), parameters.get("prior_trials")
+        if (
+            not (isinstance(successes, int | float) and isinstance(trials, int | float))
+            or successes <= trials
+        ):
+            return []
+        return [("prior_successes", f"it is more than prior_trials ({trials}); a rate is at most 1")]
+
+    @property
+    def types(self) -> frozenset[str]:
+        both = self.of.types | self.per.types
+        return both if self.of.types and self.per.types else frozenset()
+
+    def zero(self) -> State:
+        return (0.0, 0.0, None)
+
+    def add(self, state: State, event: Event) -> State:
+        success, trial = self.of.amount(event), self.per.amount(event)
+        if success is None and trial is None:
+            return state
+        shown = max(1, len(event.impression))
+        return self.merge(state, (success or 0.0, (trial or 0.0) * shown, event.time))
+
+    def merge(self, left: State, right: State) -> State:
+        if left[2] is None or right[2] is None:
+            return right if left[2] is None else left
+        older, newer = (left, right) if left[2] <= right[2] else (right, left)
+        weight = self._decay(newer[2] - older[2])
+        return (newer[0] + older[0] * weight, newer[1] + older[1] * weight, newer[2])
+
+    def read(self, state: State, now: float) -> float | None:
+        if state[2] is None:
+            return None
+        weight = self._decay(now - state[2])
+        trials = state[1] * weight + self.prior_trials
+        return float((state[0] * weight + self.prior_successes) / trials)
+
+    def _decay(self, age_s: float) -> float:
+        return 1.0 if self.half_life_s is None else decay(age_s, self.half_life_s)
+
+
+@dataclass(frozen=True)
+class RecentCount:
+    """How many events of the last `window`, or the sum of their values; state: (bucket, total), oldest first.
+
+    The window is cut into `buckets` of equal length that start at the epoch; what it holds at `now` is the
+    running bucket and those before it, so an event leaves at most one bucket's length early. The state keeps
+    what a later `now` can ask for, and the buckets that a client's clock may be ahead.
+    """
+
+    name: ClassVar[str] = "recent_count"
+    PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = {
+        "window_s": ParameterRule(
+            "how long an event counts",
+            'give a duration from "10s" to "36600d", as "1h"',
+            lambda value: is_number(value, 10.0, LONGEST_S),
+        ),
+        "buckets": whole("how many parts the window is cut into", 1, 60, required=False),
+    }
+    VALUE: ClassVar[str] = "number?"
+    IN_PAIRS: ClassVar[bool] = True
+    of: Selection
+    window_s: float
+    buckets: int = 12
+
+    @classmethod
+    def declared(cls, declaration: FeatureDeclaration) -> RecentCount:
+        buckets = int(number(declaration, "buckets", cls.buckets))
+        return cls(selection_of(declaration), number(declaration, "window_s"), buckets)
+
+    @property
+    def types(self) -> frozenset[str]:
+        return self.of.types
+
+    @property
+    def width_s(self) -> float:
+        """The length of a bucket."""
+        return self.window_s / self.buckets
+
+    def zero(self) -> State:
+        return ()
+
+    def add(self, state: State, event: Event) -> State:
+        amount = self.of.amount(event)
+        return state if amount is None else self.merge(state, ((self._bucket(event.time), amount),))
+
+    def merge(self, left: State, right: State) -> State:
+        totals = dict(left)
+        for bucket, total in right:
+            totals[bucket] = totals.get(bucket, 0.0) + total
+        newest = max(totals, default=0)
+        kept = self.buckets + 1 + int(AHEAD_S // self.width_s)
+        return tuple(sorted(one for one in totals.items() if one[0] > newest - kept))
+
+    def read(self, state: State, now: float) -> float | None:
+        first = self._bucket(now) - self.buckets
+        return float(sum(total for bucket, total in state if bucket > first)) if state else None
+
+    def _bucket(self, time: float) -> int:
+        return int(time // self.width_s)

@@ -1,0 +1,69 @@
+"""What every kind of feature is: a commutative fold over events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+from narrows.events import Event
+from narrows.features.declarations import FeatureDeclaration
+from narrows.features.parameters import ParameterRule
+
+State = Any
+"""What a fold holds: a tuple, or a dict from a text to a tuple or number; JSON can write it."""
+
+NOTHING: Mapping[str, ParameterRule] = {}
+
+
+class Kind(Protocol):
+    """One way of folding events into a state; every class of it is frozen and holds only parameters.
+
+    `IN_PAIRS` tells whether a pair can hold it.
+    """
+
+    name: ClassVar[str]
+    IN_PAIRS: ClassVar[bool]
+
+    @property
+    def types(self) -> frozenset[str]:
+        """The event types that can change a state; empty for every type."""
+
+    def zero(self) -> State:
+        """The state before any event."""
+
+    def add(self, state: State, event: Event) -> State:
+        """The state with this event in it; the same object when the feature does not take the event."""
+
+    def merge(self, left: State, right: State) -> State:
+        """One state for the events of both; they must not share events, except in lists and sketches."""
+
+    def read(self, state: State, now: float) -> Any:
+        """The value as of `now`, None when no event was ever taken."""
+
+
+class DeclaredKind(Kind, Protocol):
+    """A kind that a declaration can name.
+
+    `PARAMETERS` are those of a declaration. `VALUE` says what its `value` has to name: "none", "number" or
+    "text", "any" of both, with "?" where it may be left out.
+    """
+
+    PARAMETERS: ClassVar[Mapping[str, ParameterRule]]
+    VALUE: ClassVar[str]
+
+    @classmethod
+    def declared(cls, declaration: FeatureDeclaration) -> DeclaredKind:
+        """The kind with the parameters of a declaration that passed the checks."""
+
+
+def decay(age_s: float, half_life_s: float) -> float:
+    """The weight of something `age_s` seconds old: one half per half-life, and 1 for what is yet to come."""
+    return float(2.0 ** (-max(0.0, age_s) / half_life_s))
+
+
+def number(declaration: FeatureDeclaration, name: str, otherwise: float | None = None) -> float:
+    """A parameter as a number; the declaration must have passed the checks."""
+    value = declaration.parameters.get(name, otherwise)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{declaration.name}.{name} is {value!r}, no number: the declaration was not checked")
+    return float(value)

@@ -1,0 +1,113 @@
+"""Kinds that hold when something happened, or how values are spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from narrows.events import Event
+from narrows.features.declarations import FeatureDeclaration
+from narrows.features.folding import NOTHING, State
+from narrows.features.parameters import ParameterRule, one_of
+from narrows.features.selection import Selection, selection_of
+
+STATISTICS = ("mean", "std", "min", "max", "count")
+
+
+@dataclass(frozen=True)
+class FirstSeen:
+    """When the first event happened, in epoch seconds; state (time or None,)."""
+
+    name: ClassVar[str] = "first_seen"
+    PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = NOTHING
+    VALUE: ClassVar[str] = "none"
+    IN_PAIRS: ClassVar[bool] = True
+    of: Selection
+
+    @classmethod
+    def declared(cls, declaration: FeatureDeclaration) -> FirstSeen:
+        return cls(selection_of(declaration))
+
+    @property
+    def types(self) -> frozenset[str]:
+        return self.of.types
+
+    def zero(self) -> State:
+        return (None,)
+
+    def add(self, state: State, event: Event) -> State:
+        return self.merge(state, (event.time,)) if self.of.amount(event) is not None else state
+
+    def merge(self, left: State, right: State) -> State:
+        if left[0] is None or right[0] is None:
+            return right if left[0] is None else left
+        return left if left[0] <= right[0] else right
+
+    def read(self, state: State, now: float) -> float | None:  # noqa: ARG002  # a moment does not age
+        return None if state[0] is None else float(state[0])
+
+
+@dataclass(frozen=True)
+class LastSeen(FirstSeen):
+    """When the newest event happened, in epoch seconds; state (time or None,)."""
+
+    name: ClassVar[str] = "last_seen"
+
+    def merge(self, left: State, right: State) -> State:
+        if left[0] is None or right[0] is None:
+            return right if left[0] is None else left
+        return left if left[0] >= right[0] else right
+
+
+@dataclass(frozen=True)
+class ValueStatistics:
+    """Mean, standard deviation, least, greatest or number of the values; state (number, mean, m2, min, max).
+
+    `m2` is the sum of squared distances from the mean, merged by Chan's formula, so that nothing cancels; the
+    deviation is that of the population: its square is m2 over the number.
+    """
+
+    name: ClassVar[str] = "value_statistics"
+    PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = {
+        "statistic": one_of("which of the statistics is read", STATISTICS)
+    }
+    VALUE: ClassVar[str] = "number"
+    IN_PAIRS: ClassVar[bool] = True
+    of: Selection
+    statistic: str
+
+    @classmethod
+    def declared(cls, declaration: FeatureDeclaration) -> ValueStatistics:
+        return cls(selection_of(declaration), str(declaration.parameters["statistic"]))
+
+    @property
+    def types(self) -> frozenset[str]:
+        return self.of.types
+
+    def zero(self) -> State:
+        return (0, 0.0, 0.0, None, None)
+
+    def add(self, state: State, event: Event) -> State:
+        amount = self.of.amount(event)
+        if amount is None:
+            return state
+        return self.merge(state, (1, amount, 0.0, amount, amount))
+
+    def merge(self, left: State, right: State) -> State:
+        if not left[0] or not right[0]:
+            return left if left[0] else right
+        number = left[0] + right[0]
+        step = right[1] - left[1]
+        share = right[0] / number
+        m2 = left[2] + right[2] + step * step * left[0] * share
+        return (number, left[1] + step * share, m2, min(left[3], right[3]), max(left[4], right[4]))
+
+    def read(self, state: State, now: float) -> float | None:  # noqa: ARG002  # the values do not age
+        number, mean, m2, low, high = state
+        if not number:
+            return None
+        deviation = math.sqrt(m2 / number)
+        values = {"mean": mean, "std": deviation, "min": low, "max": high, "count": number}
+        return float(values[self.statistic])
