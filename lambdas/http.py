@@ -87,7 +87,7 @@ def json_object(
         raise InvalidInput("body", text[:80], f"send one JSON object ({error})") from None
     if not isinstance(content, dict):
         raise InvalidInput("body", text[:80], "send one JSON object")
-    if _is_deeper(content, DEEPEST):
+    if is_deeper(content, DEEPEST):
         raise InvalidInput("body", text[:80], f"nest lists and objects at most {DEEPEST} deep")
     refuse_unknown("", content, fields)
     return content
@@ -100,6 +100,17 @@ def refuse_unknown(path: str, content: Mapping[str, Any], fields: Collection[str
             close = nearest(name, fields)
             hint = f"did you mean '{close}'? " if close else ""
             raise InvalidInput(path + name, content[name], f"{hint}the fields are {', '.join(fields)}")
+
+
+def is_deeper(content: object, levels: int) -> bool:
+    """Whether lists and objects lie within each other on more than so many levels; told without recursion."""
+    level: list[Any] = [content]
+    for _ in range(levels):
+        level = [one for each in level for one in (each.values() if isinstance(each, dict) else each)]
+        level = [one for one in level if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def _text(event: Mapping[str, Any], limit_bytes: int) -> str:
@@ -118,17 +129,6 @@ def _text(event: Mapping[str, Any], limit_bytes: int) -> str:
     except UnicodeDecodeError as error:
         remedy = f"encode it as UTF-8; byte {error.start} is not"
         raise InvalidInput("body", data[max(0, error.start - 10) : error.start + 10], remedy) from None
-
-
-def _is_deeper(content: object, levels: int) -> bool:
-    """Whether lists and objects lie within each other on more than so many levels; told without recursion."""
-    level: list[Any] = [content]
-    for _ in range(levels):
-        level = [one for each in level for one in (each.values() if isinstance(each, dict) else each)]
-        level = [one for one in level if isinstance(one, dict | list)]
-        if not level:
-            return False
-    return True
 
 
 def _refuse(constant: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,9 @@ from narrows.errors import InvalidInput, StoreUnavailable
 from narrows.events import Event, pseudonym, pseudonymise
 
 QUARANTINE = "quarantine/events"
+PUBLIC = frozenset(FIELDS) - {"user_id", "session_id"}
+"""The fields that are kept of a rejected event as they were sent; unknown ones may hold anything."""
+
 SEND_AGAIN = "the event was not stored; send it again"
 
 
@@ -75,17 +79,19 @@ def collect(
     stream: EventStream,
     quarantine: ObjectStore,
     limits: Limits = LIMITS,
+    user_agent: str | None = None,
 ) -> Collected:
     """Judge each event on its own, store the good ones in the stream and the bad ones with their reason.
 
     Nothing is stored under the visitor's own identifiers. An event that the stream refuses in the end is
-    answered as rejected, with the remedy to send it again.
+    answered as rejected, with the remedy to send it again. `user_agent` is the one of the request.
     """
     verdicts: dict[int, Verdict] = {}
     good: list[tuple[int, Event]] = []
     for index, raw in enumerate(sent):
         try:
-            good.append((index, pseudonymise(parse_event(raw, types=types, now=now, limits=limits), key)))
+            event = parse_event(raw, types=types, now=now, limits=limits, user_agent=user_agent)
+            good.append((index, pseudonymise(event, key)))
         except InvalidInput as error:
             verdicts[index] = _rejected(index, raw, error)
     failure = _keep([(sent[index], verdict) for index, verdict in verdicts.items()], quarantine, now, key)
@@ -112,7 +118,9 @@ def _keep(rejected: Sequence[tuple[object, Verdict]], quarantine: ObjectStore, n
     lines = [
         {
             "received_at": now,
+            "index": verdict.index,
             "field": verdict.field,
+            "value": _value_without_identifiers(raw, verdict, key),
             "remedy": verdict.remedy,
             "event": _without_identifiers(raw, key),
         }
@@ -132,10 +140,15 @@ def _without_identifiers(raw: object, key: bytes) -> object:
     """The rejected event as it may be kept: identifiers and unknown fields are pseudonyms."""
     if not isinstance(raw, Mapping):
         return {"type": type(raw).__name__}
-    return {
-        str(name): value if name in FIELDS and name not in ("user_id", "session_id") else _masked(value, key)
-        for name, value in raw.items()
-    }
+    return {str(name): value if name in PUBLIC else _masked(value, key) for name, value in raw.items()}
+
+
+def _value_without_identifiers(raw: object, verdict: Verdict, key: bytes) -> str | None:
+    """The refused value as it was answered, unless it may tell who the visitor is."""
+    field = verdict.field or ""
+    of_the_whole = field == "event" and isinstance(raw, Mapping) and field not in raw
+    is_public = of_the_whole or re.split(r"[.\[]", field, maxsplit=1)[0] in PUBLIC
+    return verdict.value if is_public else _masked(verdict.value, key)
 
 
 def _masked(value: object, key: bytes) -> str | None:

@@ -23,6 +23,10 @@ SOURCE_NAMES = ("als", "covisitation", "popular", "fresh")
 RUNGS = ("full", "remembered", "in_process", "last_slate", "segment", "static")
 RULE_NAMES = ("stock", "region", "do_not_show", "blocked")
 LARGEST_LIMIT = 100
+PARTS = frozenset(
+    {"category", "category_all", "brand", "price", "price_position", "created_at", "regions", "title"}
+)
+"""The columns that the engine itself reads of a catalogue, whatever the app calls them."""
 METRICS = re.compile(
     r"(normalized_discounted_cumulative_gain|ndcg|precision|recall|hit|map|mean_reciprocal_rank|average_rewards)"
     r"_at_\d+|coverage|catalog_coverage"
@@ -126,6 +130,13 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Bots:
+    """A visitor with more than `events_per_minute` different events in one minute is a program."""
+
+    events_per_minute: float = 120.0
+
+
+@dataclass(frozen=True)
 class App:
     """A product, as its folder under `apps/` describes it."""
 
@@ -140,6 +151,7 @@ class App:
     freshness: Freshness
     training: Training
     static_items: tuple[str, ...]
+    bots: Bots
 
 
 def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
@@ -152,6 +164,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     surfaces = _surfaces(app.table("surfaces"), events, sources)
     freshness = _freshness(app.table("freshness"))
     training = _training(app.table("training"))
+    bots = _bots(app.table("bots", required=False))
     app.finish()
     features = read_features(read_toml(path / "features.toml", problems), events)
     rules = _rules(read_toml(path / "rules.toml", problems), freshness)
@@ -161,7 +174,18 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     if problems:
         raise SettingsError(problems)
     return App(
-        name, catalogue, events, tiers, surfaces, features, rules, reasons, freshness, training, static_items
+        name=name,
+        catalogue=catalogue,
+        events=events,
+        tiers=tiers,
+        surfaces=surfaces,
+        features=features,
+        rules=rules,
+        reasons=reasons,
+        freshness=freshness,
+        training=training,
+        static_items=static_items,
+        bots=bots,
     )
 
 
@@ -176,6 +200,8 @@ def _catalogue(table: Table) -> Catalogue:
         regions=table.text("regions", ""),
         attributes=table.texts("attributes", ()),
     )
+    for name in PARTS.intersection(catalogue.attributes):
+        table.problem("attributes", name, "the engine has a column of this name; rename the attribute")
     table.finish()
     return catalogue
 
@@ -277,6 +303,12 @@ def _freshness(table: Table) -> Freshness:
     )
     table.finish()
     return freshness
+
+
+def _bots(table: Table) -> Bots:
+    bots = Bots(table.number("events_per_minute", Bots.events_per_minute, low=1.0))
+    table.finish()
+    return bots
 
 
 def _training(table: Table) -> Training:

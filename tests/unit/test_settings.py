@@ -220,3 +220,11 @@ def test_environment_reports_everything_together() -> None:
         ("HOME", None),
         ("VERBOSE", "yes?"),
     ]
+
+
+def test_what_is_too_fast_for_a_person_is_declared(app_dir: Path) -> None:
+    """The number is the app's; without it there is a number all the same, and nonsense is refused by name."""
+    assert load_app(APPS / "megashop").bots.events_per_minute == 90.0
+    assert load_app(APPS / "media").bots.events_per_minute == 120.0
+    spoil(app_dir, "app.toml", "events_per_minute = 90", "events_per_minute = 0")
+    assert problems(app_dir) == ["app.toml: bots.events_per_minute = 0: write a number of 1 or more"]
