@@ -1,7 +1,8 @@
 """A catalogue's table -> the columns that every stage reads, under the names of the parts they play.
 
 An app names its own columns in `[catalogue]`; the engine only knows the parts: category, brand, price,
-created_at, regions, title. The snapshot, the training jobs and the tests all take their columns from here.
+created_at, regions, title; and the numbers among its `attributes`, by their own names. The snapshot, the
+training jobs and the tests all take their columns from here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class ItemColumns:
 
     category int32[n] (the first), category_all int32[n, 4], brand int32[n], price float32[n] (nan: none),
     created_at float64[n] (epoch seconds, nan: none), regions int32[n, r] (empty: everywhere),
-    title bytes[n] (UTF-8, cut at 96 bytes). A part that the app does not declare has no column.
+    title bytes[n] (UTF-8, cut at 96 bytes), price_position float32[n] (the share of its category that is
+    cheaper, from 0 for the cheapest to 1, nan: no price), attributes float32[n]. A part that the app does not
+    declare has no column.
     """
 
     ids: tuple[str, ...]
@@ -63,9 +66,35 @@ def item_columns(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> It
     ):
         if name in table:
             columns[part] = np.array([_number(value) for value in table[name]], dtype)
+    columns |= {
+        name: np.array([_number(value) for value in table[name]], np.float32)
+        for name in catalogue.attributes
+        if name in table
+    }
+    if "price" in columns:
+        within = columns.get("category", np.zeros(len(ids), np.int32))
+        columns["price_position"] = price_position(columns["price"], within)
     if catalogue.text and catalogue.text[0] in table:
         columns["title"] = np.array([_title(value) for value in table[catalogue.text[0]]], f"S{TITLE_BYTES}")
     return ItemColumns(ids, columns, vocabularies)
+
+
+def price_position(prices: NDArray[np.float32], groups: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Where each price stands among those of its group: 0 for the cheapest, 1 for the dearest.
+
+    Equal prices share their middle; an item that is alone in its group stands at 0.5.
+    """
+    position = np.full(len(prices), np.nan, np.float32)
+    known = np.flatnonzero(~np.isnan(prices))
+    if not len(known):
+        return position
+    order = known[np.lexsort((prices[known], groups[known]))]
+    starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[:1]] - 1))
+    for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+        among = prices[order[start:end]]
+        below = np.searchsorted(among, among, "left") + np.searchsorted(among, among, "right") - 1
+        position[order[start:end]] = below / (2.0 * (end - start - 1)) if end - start > 1 else 0.5
+    return position
 
 
 def _ids(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> tuple[str, ...]:

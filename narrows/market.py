@@ -76,7 +76,7 @@ class World:
         return np.asarray(sold & (self.stock[items] > 0) & (self.created_at[items] <= time[:, None]))
 
     def catalogue(self) -> list[dict[str, object]]:
-        """The items as rows; `regions` are the countries where the item is sold, `stock` is in pieces."""
+        """The items as rows; `regions` are where the item is sold, `stock` is in pieces, `margin` a share."""
         return [
             {
                 "item_id": item_id,
@@ -88,6 +88,7 @@ class World:
                 "created_at": float(self.created_at[i]),
                 "regions": [name for name, sold in zip(COUNTRIES, self.sold_in[:, i], strict=True) if sold],
                 "stock": int(self.stock[i]),
+                "margin": round(0.1 + 0.4 * (i * 7919 % 1000) / 1000, 3),
             }
             for i, item_id in enumerate(self.item_ids)
         ]

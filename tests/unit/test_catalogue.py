@@ -1,5 +1,7 @@
 """A catalogue's table becomes columns under the names of the parts they play."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,26 @@ def test_a_title_is_cut_between_characters() -> None:
 def test_parts_that_the_table_lacks_have_no_column() -> None:
     """A catalogue of ids alone is enough."""
     assert dict(item_columns({"sku": ["a"]}, SHOP).columns) == {}
+
+
+def test_a_price_stands_among_those_of_its_category() -> None:
+    """The cheapest at 0, the dearest at 1, equal ones at their middle, one alone at 0.5, none at nan."""
+    table = {
+        "sku": list("abcdefg"),
+        "genres": ["x", "x", "x", "x", "y", "x", None],
+        "eur": [1.0, 2.0, 2.0, 9.0, 5.0, None, 3.0],
+    }
+    found = item_columns(table, SHOP).columns["price_position"]
+    np.testing.assert_allclose(found, [0.0, 0.5, 0.5, 1.0, 0.5, np.nan, 0.5])
+    assert np.isnan(item_columns({**table, "eur": [None] * 7}, SHOP).columns["price_position"]).all()
+
+
+def test_an_attribute_is_a_column_of_numbers_under_its_own_name() -> None:
+    """What is no number is missing."""
+    shop = replace(SHOP, attributes=("stock", "absent"))
+    columns = item_columns({"sku": ["a", "b"], "stock": [3, "many"]}, shop).columns
+    np.testing.assert_array_equal(columns["stock"], np.array([3.0, np.nan], np.float32))
+    assert "absent" not in columns
 
 
 @pytest.mark.parametrize(
