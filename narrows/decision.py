@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from narrows.errors import InvalidInput
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
+READ_VERSIONS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class DecisionRecord:
     """Everything that explains or replays one response; visitors appear by their pseudonymous keys only.
 
     `at` is in epoch seconds, `stage_ms` in milliseconds. `history` is (item id, time) as the sources saw
-    it, oldest first. `considered` is a sample, the best of the ranked; `remembered` are the candidates
-    worth keeping for the visitor's next request. `counts` and `gate` count items: by stage, and by the rule
-    that dropped them.
+    it, oldest first. `applied` says what events the visitor's values stand on: state key -> mark -> the last
+    sequence number folded in, as `visitor.Reading` has them. `considered` is a sample, the best of the
+    ranked; `remembered` are the candidates worth keeping for the visitor's next request. `counts` and `gate`
+    count items: by stage, and by the rule that dropped them.
     """
 
     recommendation_id: str
@@ -63,6 +65,8 @@ class DecisionRecord:
     context_items: tuple[str, ...] = ()
     history: tuple[tuple[str, float], ...] = ()
     visitor_features: Mapping[str, float | None] = field(default_factory=dict)
+    visitor_lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    applied: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     request_features: Mapping[str, float | None] = field(default_factory=dict)
     considered: tuple[ConsideredItem, ...] = ()
     slate: tuple[ShownItem, ...] = ()
@@ -90,11 +94,13 @@ class DecisionRecord:
             version = content["record_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInput("record", text, "send one line written by DecisionRecord.to_json") from error
-        if version != RECORD_VERSION:
-            raise InvalidInput("record_version", version, f"this code reads version {RECORD_VERSION}")
+        if version not in READ_VERSIONS:
+            raise InvalidInput("record_version", version, f"this code reads versions {READ_VERSIONS}")
+        if version == 1:
+            content = {"visitor_lists": {}, "applied": {}, **content}
         try:
             return cls(**{one.name: _restored(one.name, content[one.name]) for one in fields(cls)})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput("record", text, f"a field is missing or malformed: {error}") from error
 
 
@@ -103,6 +109,8 @@ def _restored(name: str, value: Any) -> Any:
         return tuple(ShownItem(**one) for one in value)
     if name == "considered":
         return tuple(ConsideredItem(**one) for one in value)
+    if name == "visitor_lists":
+        return {feature: tuple(ids) for feature, ids in value.items()}
     if name == "history":
         return tuple((item_id, time) for item_id, time in value)
     return tuple(value) if name in {"context_items", "remembered"} else value

@@ -112,6 +112,8 @@ def _respond(run: Run, question: Question, offer: Offer, lines: list[Line]) -> R
         context_items=request.item_ids,
         history=question.history,
         visitor_features=_nullable(question.visitor_values),
+        visitor_lists={name: tuple(ids) for name, ids in question.visitor_lists.items()},
+        applied=question.reading.applied if question.readable else {},
         request_features=_nullable(question.request_values),
         slate=slate,
         degraded=run.degraded,

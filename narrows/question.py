@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,14 +9,12 @@ import numpy as np
 
 from narrows.errors import InvalidInput, UnknownSurface
 from narrows.features.registry import FeatureSet
-from narrows.features.state import VisitorState, combine
+from narrows.features.state import VisitorState
 from narrows.policy import GateContext
 from narrows.retrieval import NO_ROWS, Query, Rows
 from narrows.settings import LARGEST_LIMIT, App, Surface
 from narrows.snapshot import ItemSnapshot
-from narrows.visitor import Visitor
-
-MOBILE = frozenset({"mobile", "phone", "tablet"})
+from narrows.visitor import Reading, Visitor, as_one
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,18 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """What the visitor is asked about: `readable` is False when the visitor's own state could not be read."""
+    """What the visitor is asked about: `readable` is False when the visitor's own state could not be read.
+
+    `reading` is what was read of it, `visitor_lists` the items of the features that are lists.
+    """
 
     visitor: Visitor
+    reading: Reading
     readable: bool
     query: Query
     history: tuple[tuple[str, float], ...]
     visitor_values: Mapping[str, float]
+    visitor_lists: Mapping[str, Sequence[str]]
     request_values: Mapping[str, float]
     context: GateContext
     missing_ids: tuple[str, ...]
@@ -75,10 +77,12 @@ def ask(
     features: FeatureSet,
     snapshot: ItemSnapshot,
 ) -> Question:
-    """The query and all values of the request; what could not be read of the visitor stays unknown."""
-    states = [one for one in (visitor.user, visitor.session) if one]
-    state = combine(states, features) or VisitorState()
+    """The query and all values of the request; of a visitor that could not be read, the defaults."""
+    reading = as_one(visitor, request.user_key, request.session_key, features)
+    state = reading.state
     readable = own_state(request) not in visitor.failures
+    known = state.features if readable else features.zero()
+    values = features.read(known, request.now)
     history = _known(features.history(state.features), app, snapshot)
     context_rows = snapshot.rows(request.item_ids)
     seeds = context_rows[context_rows >= 0] if surface.seed != "history" else NO_ROWS
@@ -95,11 +99,13 @@ def ask(
     )
     return Question(
         visitor=visitor,
+        reading=reading,
         readable=readable,
         query=query,
         history=tuple(zip(history.ids, history.times, strict=True)),
-        visitor_values=features.read(state.features, request.now) if readable else {},
-        request_values=_request_values(request),
+        visitor_values=values,
+        visitor_lists=features.lists(known, request.now),
+        request_values=features.computed.request_values(request.now, request.context, values),
         context=GateContext(query.segment, _hidden(state, visitor, snapshot)),
         missing_ids=_missing(request.item_ids, context_rows),
     )
@@ -142,8 +148,3 @@ def _hidden(state: VisitorState, visitor: Visitor, snapshot: ItemSnapshot) -> Ro
 
 def _missing(item_ids: Sequence[str], rows: Rows) -> tuple[str, ...]:
     return tuple(item_id for item_id, row in zip(item_ids, rows, strict=True) if row < 0)
-
-
-def _request_values(request: Request) -> dict[str, float]:
-    device = request.context.get("device", "")
-    return {"mobile": float(device in MOBILE) if device else math.nan}

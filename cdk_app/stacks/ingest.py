@@ -65,7 +65,8 @@ class IngestStack(cdk.Stack):
         function = self._function("update_features", environment, timeout_s=60, memory_mb=1769)
         self._data.state.allow(function.role, "GetItem", "BatchGetItem", "PutItem")
         consumption = Consumption(self._stage.feature_batch, self._stage.feature_window_s)
-        self._consume("UpdateFeaturesFromEvents", function, self._data.events, consumption)
+        consumer = self._consume("UpdateFeaturesFromEvents", function, self._data.events, consumption)
+        function.function.add_environment("DEAD_LETTERS", consumer.failures.queue_url)
         return function
 
     def _remember_slates(self) -> Function:

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from aws_lambda_powertools import Logger
 from lambdas.stream import partial_failure, records_of
 from narrows.adapters.aws import client
 from narrows.adapters.dynamodb import DynamoStateStore
+from narrows.adapters.sqs import SqsDeadLetters
+from narrows.features.login import StateFeatures
 from narrows.features.registry import FeatureSet
 from narrows.features.stream import update_features
 from narrows.settings import environment, load_app
@@ -28,21 +30,27 @@ class Settings:
 
     app: str
     state_table: str
+    dead_letters: str
 
 
 SETTINGS = environment(Settings, os.environ)
 APP = load_app(Path(__file__).resolve().parents[2] / "apps" / SETTINGS.app)
-FEATURES = FeatureSet(APP.features)
+FEATURES = StateFeatures.of(FeatureSet(APP.features))
 DYNAMODB = client("dynamodb", read_timeout_s=3, connect_timeout_s=1, attempts=3, connections=WRITERS)
 STORE = DynamoStateStore(DYNAMODB, SETTINGS.state_table, clock=time.time, consistent=True)
+DEAD_LETTERS = SqsDeadLetters(client("sqs", read_timeout_s=3, connect_timeout_s=1), SETTINGS.dead_letters)
 EXECUTOR = ThreadPoolExecutor(WRITERS)
 LOGGER = Logger(service="update_features")
 
 
 def handler(event: dict[str, Any], _: Any) -> dict[str, Any]:
     """A Kinesis batch; Lambda delivers again from the first record reported."""
-    failures = update_features(records_of(event), STORE, FEATURES, executor=EXECUTOR)
-    if failures:
-        reasons = Counter(failure.reason for failure in failures)
+    outcome = update_features(
+        records_of(event), STORE, FEATURES, dead_letters=DEAD_LETTERS, executor=EXECUTOR
+    )
+    cost = {name: count for name, count in asdict(outcome).items() if name != "failures"}
+    LOGGER.info("folded", extra={"cost": cost})
+    if outcome.failures:
+        reasons = Counter(failure.reason for failure in outcome.failures)
         LOGGER.warning("records were not folded", extra={"reasons": dict(reasons.most_common(5))})
-    return partial_failure(failure.sequence for failure in failures)
+    return partial_failure(failure.sequence for failure in outcome.failures)

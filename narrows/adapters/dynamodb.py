@@ -10,7 +10,8 @@ from typing import Any
 
 from narrows.adapters.aws import translated
 from narrows.errors import Conflict, StoreUnavailable, TooLarge
-from narrows.features.state import VisitorState, decode, encode
+from narrows.features.codec import decode, encode
+from narrows.features.state import ITEM_PREFIX, ITEM_RETENTION_S, VisitorState, Write
 from narrows.policy import Change
 from narrows.visitor import Remembered
 
@@ -56,24 +57,34 @@ class DynamoStateStore:
         return {row["pk"]["S"]: _state(row) for row in rows if float(row["ttl"]["N"]) > now}
 
     def put(self, key: str, state: VisitorState, expected_version: int) -> None:
-        now, version = self._clock(), expected_version + 1
-        item = {
-            "pk": {"S": key},
-            "v": {"N": str(version)},
-            "b": {"B": encode(replace(state, version=version))},
-            "ttl": {"N": str(int(now + self._retention_s))},
-        }
-        absent = "attribute_not_exists(pk) OR #t <= :x"
-        condition = "v = :x" if expected_version else absent
-        x = str(expected_version) if expected_version else str(int(now))
         with translated(f"write state to {self._table}"):
-            self._client.put_item(
-                TableName=self._table,
-                Item=item,
-                ConditionExpression=condition,
-                ExpressionAttributeValues={":x": {"N": x}},
-                **({} if expected_version else {"ExpressionAttributeNames": {"#t": "ttl"}}),
-            )
+            self._client.put_item(**self._put(Write(key, state, expected_version)))
+
+    def put_all(self, writes: Sequence[Write]) -> None:
+        with translated(f"write {len(writes)} states to {self._table}"):
+            self._client.transact_write_items(TransactItems=[{"Put": self._put(write)} for write in writes])
+
+    def _put(self, write: Write) -> dict[str, Any]:
+        """A conditional put, alone or in a transaction."""
+        now, expected = self._clock(), write.expected_version
+        retention_s = ITEM_RETENTION_S if write.key.startswith(ITEM_PREFIX) else self._retention_s
+        put: dict[str, Any] = {
+            "TableName": self._table,
+            "Item": {
+                "pk": {"S": write.key},
+                "v": {"N": str(expected + 1)},
+                "b": {"B": encode(replace(write.state, version=expected + 1))},
+                "ttl": {"N": str(int(now + retention_s))},
+            },
+        }
+        if expected:
+            condition = {"ConditionExpression": "v = :x"}
+            return put | condition | {"ExpressionAttributeValues": {":x": {"N": str(expected)}}}
+        return put | {
+            "ConditionExpression": "attribute_not_exists(pk) OR #t <= :x",
+            "ExpressionAttributeNames": {"#t": "ttl"},
+            "ExpressionAttributeValues": {":x": {"N": str(int(now))}},
+        }
 
     def _read_one(self, key: str) -> list[dict[str, Any]]:
         with translated(f"read state from {self._table}"):

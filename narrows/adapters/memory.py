@@ -10,7 +10,9 @@ from narrows.control import Pointer
 from narrows.decision import DecisionRecord
 from narrows.errors import Conflict
 from narrows.events import Event
-from narrows.features.state import VisitorState, decode, encode
+from narrows.features.codec import decode, encode
+from narrows.features.state import ITEM_PREFIX, ITEM_RETENTION_S, VisitorState, Write
+from narrows.features.stream import DeadLetter
 from narrows.policy import Change
 from narrows.visitor import Remembered
 
@@ -37,13 +39,32 @@ class MemoryStateStore:
         }
 
     def put(self, key: str, state: VisitorState, expected_version: int) -> None:
-        now, version = self._clock(), expected_version + 1
-        data = encode(replace(state, version=version))
+        self.put_all([Write(key, state, expected_version)])
+
+    def put_all(self, writes: Sequence[Write]) -> None:
+        now = self._clock()
+        rows = {one.key: self._row(one, now) for one in writes}
         with self._lock:
-            stored, _, expires_at = self._rows.get(key, (0, b"", 0.0))
-            if expected_version != (stored if expires_at > now else 0):
-                raise Conflict(f"state {key}: version {expected_version} was expected")
-            self._rows[key] = (version, data, now + self._retention_s)
+            for one in writes:
+                stored, _, expires_at = self._rows.get(one.key, (0, b"", 0.0))
+                if one.expected_version != (stored if expires_at > now else 0):
+                    raise Conflict(f"state {one.key}: version {one.expected_version} was expected")
+            self._rows.update(rows)
+
+    def _row(self, write: Write, now: float) -> tuple[int, bytes, float]:
+        version = write.expected_version + 1
+        retention_s = ITEM_RETENTION_S if write.key.startswith(ITEM_PREFIX) else self._retention_s
+        return version, encode(replace(write.state, version=version)), now + retention_s
+
+
+@dataclass
+class MemoryDeadLetters:
+    """Records that were given up, in the order of their arrival."""
+
+    letters: list[DeadLetter] = field(default_factory=list)
+
+    def put(self, letters: Sequence[DeadLetter]) -> None:
+        self.letters.extend(letters)
 
 
 class MemorySlateStore:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, wait
 from typing import Any
 
-from narrows.features.state import StateStore, UnreadableState, VisitorState
+from narrows.features.codec import UnreadableState
+from narrows.features.state import StateStore, VisitorState
 from narrows.visitor import SlateStore, Visitor
 
 UNREADABLE = UnreadableState.__name__

@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import zlib
-from base64 import b85encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from narrows.errors import NarrowsError
 from narrows.events import EXCLUDING_TYPES, Event
-from narrows.features.kinds import State
 from narrows.features.registry import Features, FeatureSet
 
 RING = 128
 DO_NOT_SHOW = 500
 SHARDS = 16
-_HEADER = b"NV1"
+ORIGINS = 64
+SESSIONS = 64
+ITEM_PREFIX = "i#"
+ITEM_RETENTION_S = 3 * 86_400.0
+"""A partial of an item counts one day's events; the night after puts the exact counts in its place."""
 _NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-class UnreadableState(NarrowsError):
-    """Stored bytes are not a visitor's state of a version that this code reads."""
 
 
 @dataclass(frozen=True)
 class VisitorState:
     """A visitor's features and what makes their fold exact.
 
-    `applied`: shard -> the highest sequence number folded in. `ring`: short digests of the newest event ids,
-    which stop a producer's duplicate. `do_not_show`: item id -> when the visitor said so. `updated_at` is in
-    epoch seconds; `version` counts the stored writes, 0 for a state that was never stored.
+    `applied`: mark -> the highest sequence number folded in; the mark is `shard` for events of this state's
+    own key and `shard|key` for events that came through another key. `ring`: digests of the newest event ids,
+    which stop a producer's duplicate. `do_not_show`: item id -> when the visitor said so. `merged_into`: the
+    user whose state a session's visitor part has gone to; `merged`: the newest sessions that came into a
+    user's. `updated_at` is in epoch seconds; `version` counts the stored writes, 0 for a state that was never
+    stored.
     """
 
     features: Features = field(default_factory=lambda: _NONE)
     applied: Mapping[str, int] = field(default_factory=lambda: _NONE)
-    ring: tuple[str, ...] = ()
+    ring: tuple[int, ...] = ()
     do_not_show: Mapping[str, float] = field(default_factory=lambda: _NONE)
     updated_at: float = 0.0
     version: int = 0
+    merged_into: str | None = None
+    merged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,15 @@ class Arrival:
     event: Event
 
 
+@dataclass(frozen=True)
+class Write:
+    """A state to store as version `expected_version` + 1, if that version stands there; 0 for none."""
+
+    key: str
+    state: VisitorState
+    expected_version: int
+
+
 class StateStore(Protocol):
     """Where visitors' states are kept, by visitor key."""
 
@@ -62,93 +71,89 @@ class StateStore(Protocol):
     def put(self, key: str, state: VisitorState, expected_version: int) -> None:
         """Store as version `expected_version` + 1; Conflict when another version stands there, 0 for none."""
 
+    def put_all(self, writes: Sequence[Write]) -> None:
+        """Store all or none, at most 100 of distinct keys; Conflict when one meets another version."""
 
-def fold(state: VisitorState, records: Sequence[Arrival], feature_set: FeatureSet) -> VisitorState:
+
+def fold(
+    state: VisitorState, records: Sequence[Arrival], feature_set: FeatureSet, *, through: str = ""
+) -> VisitorState:
     """The state after these records, in the order of their shard; what is in it already changes nothing.
 
-    Records at or below `applied[shard]` were folded before. An event whose id is in the ring is a duplicate.
-    An event without consent is stepped over. So retries, other batch boundaries and bisected ones end alike.
+    Records at or below their mark were folded before. An event whose id is in the ring is a duplicate; one
+    without consent, or marked as a bot's, is stepped over. So retries, other batch boundaries and bisected
+    ones end alike. `through` names the key that the records came through where it is another's: the features
+    outside `feature_set` then stay, and else they are dropped, because they are no longer declared.
     """
     applied, ring = dict(state.applied), list(state.ring)
     known = set(ring)
     fresh: list[Event] = []
     for record in sorted(records, key=lambda one: one.sequence):
-        if record.sequence <= applied.get(record.shard, -1):
+        mark = mark_of(record.shard, through)
+        if record.sequence <= applied.get(mark, -1):
             continue
-        applied[record.shard] = record.sequence
-        mark = _digest(record.event.event_id)
-        if mark not in known and record.event.consent:
-            known.add(mark)
-            ring.append(mark)
+        applied[mark] = record.sequence
+        digest = digest_of(record.event.event_id)
+        if digest not in known and counts(record.event):
+            known.add(digest)
+            ring.append(digest)
             fresh.append(record.event)
+    behaviour = [one for one in fresh if one.event_type not in EXCLUDING_TYPES]
+    features = feature_set.add_all(state.features, behaviour)
     return replace(
         state,
-        features=feature_set.add_all(state.features, [one for one in fresh if _counts(one)]),
-        applied=_newest_shards(applied),
+        features={**state.features, **features} if through else features,
+        applied=bounded(applied),
         ring=tuple(ring[-RING:]),
         do_not_show=_hide(state.do_not_show, fresh),
         updated_at=max([state.updated_at, *(one.received_at for one in fresh)]),
     )
 
 
-def combine(states: Sequence[VisitorState], feature_set: FeatureSet) -> VisitorState | None:
-    """One state to read from several of the same visitor, such as user and session; None for none."""
-    if not states:
-        return None
-    first, *others = states
-    for other in others:
-        first = VisitorState(
-            features=feature_set.merge(first.features, other.features),
-            do_not_show={**first.do_not_show, **other.do_not_show},
-            updated_at=max(first.updated_at, other.updated_at),
-        )
-    return first
+def is_new(state: VisitorState, record: Arrival, through: str = "") -> bool:
+    """Whether the record is beyond its mark, so that folding it changes the state."""
+    return record.sequence > state.applied.get(mark_of(record.shard, through), -1)
 
 
-def encode(state: VisitorState) -> bytes:
-    """The state in a few hundred bytes, behind a header that names the format."""
-    content = [state.features, state.applied, state.ring, state.do_not_show, state.updated_at, state.version]
-    text = json.dumps(content, separators=(",", ":"), default=dict, ensure_ascii=False, allow_nan=False)
-    return _HEADER + zlib.compress(text.encode(), level=3)
+def counts(event: Event) -> bool:
+    """Whether the event may be folded at all."""
+    return event.consent and not event.marks
 
 
-def decode(data: bytes) -> VisitorState:
-    """The state that `encode` wrote; `UnreadableState` for anything else."""
-    if data[: len(_HEADER)] != _HEADER:
-        raise UnreadableState(f"visitor state starts with {data[:3]!r}, this code reads {_HEADER!r}")
-    try:
-        features, applied, ring, hidden, updated_at, version = json.loads(zlib.decompress(data[3:]))
-        states = {key: _frozen(value) for key, value in features.items()}
-        return VisitorState(states, applied, tuple(ring), hidden, updated_at, version)
-    except (zlib.error, ValueError, TypeError, AttributeError) as error:
-        raise UnreadableState(f"visitor state of {len(data)} bytes is damaged: {error}") from error
+def mark_of(shard: str, through: str = "") -> str:
+    """The name under which `applied` keeps how far a shard has been folded, for one origin."""
+    return f"{shard}|{through}" if through else shard
 
 
-def _frozen(value: list[Any]) -> State:
-    return tuple(tuple(one) if isinstance(one, list) else one for one in value)
+def digest_of(event_id: str) -> int:
+    """64 bits that stand for an event id in a ring."""
+    return int.from_bytes(hashlib.blake2b(event_id.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def _digest(event_id: str) -> str:
-    return b85encode(hashlib.blake2b(event_id.encode("utf-8", "replace"), digest_size=8).digest()).decode()
+def bounded(applied: Mapping[str, int]) -> Mapping[str, int]:
+    """The marks that may still matter: a key lives in one shard at a time, so a few parents; few origins."""
+    if len(applied) <= SHARDS:
+        return applied
+    newest = sorted(applied.items(), key=lambda one: one[1])
+    own = [one for one in newest if "|" not in one[0]][-SHARDS:]
+    foreign = [one for one in newest if "|" in one[0]][-ORIGINS:]
+    return dict(own + foreign)
 
 
-def _counts(event: Event) -> bool:
-    return event.event_type not in EXCLUDING_TYPES
-
-
-def _hide(hidden: Mapping[str, float], events: Sequence[Event]) -> Mapping[str, float]:
-    said = [(one.item_id, one.time) for one in events if one.event_type in EXCLUDING_TYPES and one.item_id]
+def latest(hidden: Mapping[str, float], said: Mapping[str, float]) -> Mapping[str, float]:
+    """Both do-not-show lists as one, the later moment of an item on both; bounded to the newest."""
     if not said:
         return hidden
     merged = dict(hidden)
-    for item_id, time in said:
+    for item_id, time in said.items():
         merged[item_id] = max(time, merged.get(item_id, time))
     newest = sorted(merged.items(), key=lambda one: (one[1], one[0]))[-DO_NOT_SHOW:]
     return dict(newest)
 
 
-def _newest_shards(applied: Mapping[str, int]) -> Mapping[str, int]:
-    """A key lives in one shard at a time, so only its last few parents can still be replayed."""
-    if len(applied) <= SHARDS:
-        return applied
-    return dict(sorted(applied.items(), key=lambda one: one[1])[-SHARDS:])
+def _hide(hidden: Mapping[str, float], events: Sequence[Event]) -> Mapping[str, float]:
+    said: dict[str, float] = {}
+    for one in events:
+        if one.event_type in EXCLUDING_TYPES and one.item_id:
+            said[one.item_id] = max(one.time, said.get(one.item_id, one.time))
+    return latest(hidden, said)

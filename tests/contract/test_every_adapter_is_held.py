@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from narrows.adapters import control, dynamodb, kinesis, memory, s3
+from narrows.adapters import control, dynamodb, kinesis, memory, s3, sqs
 
 HERE = Path(__file__).parent
 ADAPTERS = {
     name
-    for module in (control, dynamodb, kinesis, memory, s3)
+    for module in (control, dynamodb, kinesis, memory, s3, sqs)
     for name, one in inspect.getmembers(module, inspect.isclass)
     if one.__module__ == module.__name__
 }

@@ -9,7 +9,8 @@ import pytest
 from narrows.adapters.dynamodb import DynamoStateStore
 from narrows.adapters.memory import MemoryStateStore
 from narrows.errors import Conflict, StoreUnavailable
-from narrows.features.state import StateStore, VisitorState
+from narrows.features.state import ITEM_RETENTION_S, StateStore, VisitorState, Write
+from narrows.features.stream import LARGEST_GROUP
 from tests.contract.tables import create_table
 from tests.servers import DYNAMODB, on
 
@@ -31,13 +32,14 @@ def clock() -> Clock:
     return Clock()
 
 
-def known(mark: str = "x") -> VisitorState:
+def known(mark: int = 1) -> VisitorState:
     return VisitorState(
         features={"clicks:abc": (1, 2.5), "last:def": ((1.0, "e", "i", "click"),)},
         applied={"shard-0": 49590338271490256608559692538361571095921575989136588898},
         ring=(mark,),
         do_not_show={"bad": 5.0},
         updated_at=7.0,
+        merged=("s#1",),
     )
 
 
@@ -53,9 +55,9 @@ class StateStoreContract:
         """The first write makes version 1, the next version 2."""
         store.put("u#a", known(), 0)
         assert store.get_many(["u#a"])["u#a"] == VisitorState(**{**vars(known()), "version": 1})
-        store.put("u#a", known("y"), 1)
+        store.put("u#a", known(2), 1)
         read = store.get_many(["u#a"])["u#a"]
-        assert (read.version, read.ring) == (2, ("y",))
+        assert (read.version, read.ring) == (2, (2,))
 
     def test_a_stale_write_is_a_conflict(self, store: StateStore) -> None:
         """Who read version 0 or 1 does not overwrite version 2."""
@@ -63,25 +65,68 @@ class StateStoreContract:
         store.put("u#a", known(), 1)
         for expected in (0, 1, 3):
             with pytest.raises(Conflict):
-                store.put("u#a", known("late"), expected)
-        assert store.get_many(["u#a"])["u#a"].ring == ("x",)
+                store.put("u#a", known(3), expected)
+        assert store.get_many(["u#a"])["u#a"].ring == (1,)
 
     def test_more_keys_than_one_call_takes(self, store: StateStore) -> None:
         """250 keys are read, doubled ones once, absent ones left out."""
         keys = [f"u#{number}" for number in range(250)]
         for key in keys[:230]:
-            store.put(key, known(key), 0)
+            store.put(key, known(int(key[2:])), 0)
         states = store.get_many([*keys, keys[0]])
         assert set(states) == set(keys[:230])
-        assert all(state.ring == (key,) for key, state in states.items())
+        assert all(state.ring == (int(key[2:]),) for key, state in states.items())
 
     def test_an_expired_state_is_absent_and_may_be_replaced(self, store: StateStore, clock: Clock) -> None:
         """Whether the store has deleted it by then or not."""
         store.put("u#a", known(), 0)
         clock.now += RETENTION_S + 1
         assert store.get_many(["u#a"]) == {}
-        store.put("u#a", known("new"), 0)
-        assert store.get_many(["u#a"])["u#a"].ring == ("new",)
+        store.put("u#a", known(4), 0)
+        assert store.get_many(["u#a"])["u#a"].ring == (4,)
+
+    def test_several_states_are_written_together(self, store: StateStore) -> None:
+        """New ones and known ones, each as its next version."""
+        store.put("u#a", known(), 0)
+        store.put_all([Write("u#a", known(2), 1), Write("s#1", VisitorState(merged_into="u#a"), 0)])
+        states = store.get_many(["u#a", "s#1"])
+        assert {key: state.version for key, state in states.items()} == {"u#a": 2, "s#1": 1}
+        assert (states["u#a"].ring, states["s#1"].merged_into) == ((2,), "u#a")
+
+    @pytest.mark.parametrize("stale", [0, 2])
+    def test_one_stale_write_refuses_them_all(self, store: StateStore, stale: int) -> None:
+        """Whether it comes first or last, nothing of the others is seen afterwards."""
+        store.put("u#a", known(), 0)
+        store.put("u#b", known(), 0)
+        writes = [Write("u#a", known(9), stale), Write("u#b", known(9), 1), Write("u#c", known(9), 0)]
+        for order in (writes, writes[::-1]):
+            with pytest.raises(Conflict):
+                store.put_all(order)
+        states = store.get_many(["u#a", "u#b", "u#c"])
+        assert {key: state.ring for key, state in states.items()} == {"u#a": (1,), "u#b": (1,)}
+
+    def test_as_many_as_a_login_may_link(self, store: StateStore) -> None:
+        """Ninety states in one go."""
+        keys = [f"s#{number}" for number in range(LARGEST_GROUP)]
+        store.put_all([Write(key, known(), 0) for key in keys])
+        assert set(store.get_many(keys)) == set(keys)
+
+    def test_an_expired_state_is_absent_in_a_transaction_too(self, store: StateStore, clock: Clock) -> None:
+        """It may be replaced as one that never was; who still counts on it is refused."""
+        store.put("u#a", known(), 0)
+        clock.now += RETENTION_S + 1
+        with pytest.raises(Conflict):
+            store.put_all([Write("u#b", known(), 0), Write("u#c", known(), 1)])
+        store.put_all([Write("u#a", known(5), 0), Write("u#b", known(), 0)])
+        assert store.get_many(["u#a"])["u#a"].ring == (5,)
+
+    def test_an_items_partial_is_gone_after_days(self, store: StateStore, clock: Clock) -> None:
+        """It outlives the night that counts its day, and no more."""
+        store.put("i#item#shard#2027-01-15", known(), 0)
+        clock.now += ITEM_RETENTION_S - 10
+        assert len(store.get_many(["i#item#shard#2027-01-15"])) == 1
+        clock.now += 11
+        assert store.get_many(["i#item#shard#2027-01-15"]) == {}
 
 
 class TestMemoryStateStore(StateStoreContract):
@@ -131,3 +176,5 @@ def test_a_missing_table_is_unavailable(moto: Any, clock: Clock) -> None:
         store.get_many(["u#a"])
     with pytest.raises(StoreUnavailable):
         store.put("u#a", known(), 0)
+    with pytest.raises(StoreUnavailable):
+        store.put_all([Write("u#a", known(), 0), Write("u#b", known(), 0)])

@@ -11,7 +11,7 @@ import pytest
 from narrows.adapters.dynamodb import DynamoStateStore
 from narrows.events import Event, to_record
 from tests import servers
-from tests.contract.tables import create_table
+from tests.contract.tables import create_table, name_of
 from tests.functions.doorways import CONTEXT, cold_start, kinesis_event
 
 SHARD = "shardId-000000000000"
@@ -26,7 +26,8 @@ class Deployed:
         servers.credentials(monkeypatch, aws.endpoint)
         client = aws.client("dynamodb")
         table = create_table(client, "state")
-        variables = {"APP": "media", "STATE_TABLE": table}
+        self.queue = aws.client("sqs").create_queue(QueueName=name_of("dead"))["QueueUrl"]
+        variables = {"APP": "media", "STATE_TABLE": table, "DEAD_LETTERS": self.queue}
         self.module: ModuleType = cold_start("update_features", monkeypatch, variables)
         self.store = DynamoStateStore(client, table, clock=time.time, consistent=True)
 
@@ -36,7 +37,7 @@ class Deployed:
 
     def watches(self, user: str) -> float:
         state = self.store.get_many([f"u#{user}"])[f"u#{user}"]
-        return float(self.module.FEATURES.read(state.features, time.time())["watches"])
+        return float(self.module.FEATURES.every.read(state.features, time.time())["watches"])
 
 
 @pytest.fixture
@@ -58,11 +59,17 @@ def test_a_batch_is_folded_and_a_replay_changes_nothing(deployed: Deployed) -> N
     assert (deployed.watches("a"), deployed.watches("b")) == (3.0, 1.0)
 
 
-def test_poison_is_reported_by_its_sequence_number(deployed: Deployed) -> None:
-    """Lambda bisects down to it; everything around it is folded."""
+def test_poison_goes_to_the_queue_with_its_reason(deployed: Deployed, moto: servers.Aws) -> None:
+    """It holds nothing up, everything around it is folded; without the queue Lambda bisects down to it."""
     poison = (SHARD, str(BASE + 2), b"not an event")
-    assert deployed.deliver([watched(1), poison, watched(3)]) == [2]
+    assert deployed.deliver([watched(1), poison, watched(3)]) == []
     assert deployed.watches("a") == 2.0
+    [message] = moto.client("sqs").receive_message(QueueUrl=deployed.queue)["Messages"]
+    letter = json.loads(message["Body"])
+    assert (letter["shard"], letter["sequence"]) == (SHARD, str(BASE + 2))
+    assert letter["reason"].startswith("malformed: ")
+    moto.client("sqs").delete_queue(QueueUrl=deployed.queue)
+    assert deployed.deliver([watched(1), poison, watched(3)]) == [2]
 
 
 def test_a_dead_table_fails_the_batch(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,8 @@ records = st.builds(
     context_items=st.lists(words, max_size=3).map(tuple),
     history=st.lists(st.tuples(words, numbers), max_size=5).map(tuple),
     visitor_features=st.dictionaries(words, st.none() | numbers, max_size=5),
+    visitor_lists=st.dictionaries(words, st.lists(words, max_size=3).map(tuple), max_size=2),
+    applied=st.dictionaries(words, st.dictionaries(words, st.integers(0, 10**127).map(str)), max_size=3),
     request_features=st.dictionaries(words, st.none() | numbers, max_size=3),
     considered=st.lists(considered, max_size=4).map(tuple),
     slate=st.lists(shown, max_size=4).map(tuple),
@@ -76,6 +78,14 @@ def test_a_record_is_versioned_and_compact() -> None:
     assert '": ' not in text
 
 
+def test_a_record_of_version_one_is_still_read() -> None:
+    """It tells nothing of the events that it stands on, and all the rest."""
+    content = json.loads(PLAIN.to_json()) | {"record_version": 1}
+    del content["applied"], content["visitor_lists"]
+    read = DecisionRecord.from_json(json.dumps(content))
+    assert read == DecisionRecord(**{**vars(PLAIN), "record_version": 1})
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_float_without_a_value_is_refused(value: float) -> None:
     """What is not finite has to be null before it is a record."""
@@ -89,7 +99,7 @@ def test_a_float_without_a_value_is_refused(value: float) -> None:
         ("", "written by DecisionRecord"),
         ("[]", "written by DecisionRecord"),
         ("{}", "written by DecisionRecord"),
-        ('{"record_version": 2}', "this code reads version 1"),
+        ('{"record_version": 3}', "this code reads versions"),
         ('{"record_version": 1}', "missing or malformed"),
         (PLAIN.to_json().replace('"slate":[]', '"slate":[{}]'), "missing or malformed"),
         (PLAIN.to_json().replace('"history":[]', '"history":[1]'), "missing or malformed"),

@@ -11,21 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narrows.adapters.memory import MemoryStateStore
+from narrows.adapters.memory import MemoryDeadLetters, MemoryStateStore
 from narrows.errors import Conflict, StoreUnavailable
 from narrows.events import Event, to_record
+from narrows.features.codec import UnreadableState, decode, encode
+from narrows.features.login import StateFeatures
 from narrows.features.registry import FeatureSet
 from narrows.features.state import (
     RING,
     Arrival,
-    UnreadableState,
     VisitorState,
-    combine,
-    decode,
-    encode,
     fold,
 )
-from narrows.features.stream import StreamRecord, update_features
+from narrows.features.stream import DeadLetter, DeadLetters, Outcome, StreamRecord, update_features
+from narrows.visitor import Reading, Visitor, as_one
 from tests.unit.test_kinds import LAST, T0, declared
 
 FEATURES = FeatureSet([declared(), declared("clicks", "count", parameters={}), LAST])
@@ -109,7 +108,7 @@ def test_what_is_stored_is_read_back(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"NV2abc", b"NV1abc", encode(VisitorState())[:-3], b"\x00" * 40], ids=range(5)
+    "data", [b"", b"NV9abc", b"NV1abc", encode(VisitorState())[:-3], b"\x00" * 40], ids=range(5)
 )
 def test_foreign_bytes_are_refused(data: bytes) -> None:
     """A newer format or damage is an error of its own class, never an empty visitor."""
@@ -122,11 +121,11 @@ def test_user_and_session_are_read_as_one() -> None:
     user = fold(VisitorState(), [arrived(1), arrived(2)], FEATURES)
     hidden = arrived(3, event_type="do_not_show", item_id="bad")
     session = fold(VisitorState(), [arrived(9), hidden], FEATURES)
-    both = combine([user, session], FEATURES)
-    assert both is not None
-    assert clicks(both) == 3
-    assert set(both.do_not_show) == {"bad"}
-    assert combine([], FEATURES) is None
+    both = as_one(Visitor(user, session), "u#u", "s#s", FEATURES)
+    assert clicks(both.state) == 3
+    assert set(both.state.do_not_show) == {"bad"}
+    assert both.applied == {"u#u": {"shard-0": str(BASE + 2)}, "s#s": {"shard-0": str(BASE + 9)}}
+    assert as_one(Visitor(), "u#u", None, FEATURES) == Reading()
 
 
 class FlakyStore(MemoryStateStore):
@@ -147,10 +146,21 @@ def in_stream(number: int, user: str = "a") -> StreamRecord:
     return StreamRecord("shard-0", str(BASE + number), json.dumps(to_record(event)).encode())
 
 
-def update(store: MemoryStateStore, records: Sequence[StreamRecord]) -> list[int]:
+def deliver(
+    store: MemoryStateStore, records: Sequence[StreamRecord], letters: DeadLetters | None = None
+) -> Outcome:
     with ThreadPoolExecutor(4) as executor:
-        failures = update_features(records, store, FEATURES, executor=executor)
-    return [int(failure.sequence) - BASE for failure in failures]
+        return update_features(
+            records,
+            store,
+            StateFeatures.of(FEATURES),
+            dead_letters=letters or MemoryDeadLetters(),
+            executor=executor,
+        )
+
+
+def update(store: MemoryStateStore, records: Sequence[StreamRecord]) -> list[int]:
+    return [int(failure.sequence) - BASE for failure in deliver(store, records).failures]
 
 
 def test_a_lost_race_is_read_and_folded_again() -> None:
@@ -176,12 +186,26 @@ def test_a_race_that_never_ends_is_given_up() -> None:
     assert update(store, [in_stream(1)]) == [1]
 
 
-def test_poison_is_reported_and_harms_nothing_else() -> None:
-    """Bytes that are no event fail alone; the events around them are folded."""
+class FullLetters:
+    """Takes nothing."""
+
+    def put(self, letters: Sequence[DeadLetter]) -> None:
+        raise StoreUnavailable(f"no room for {len(letters)}")
+
+
+def test_poison_is_given_up_with_its_reason_and_harms_nothing_else() -> None:
+    """Bytes that are no event go to the dead letters; where these are full, the stream keeps them."""
     poison = [
         StreamRecord("shard-0", str(BASE + 2), b"\xff\x00"),
         StreamRecord("shard-0", str(BASE + 3), b'{"event_id": 1}'),
     ]
-    store = FlakyStore({})
-    assert update(store, [in_stream(1), *poison, in_stream(4)]) == [2, 3]
+    batch, store, letters = [in_stream(1), *poison, in_stream(4)], FlakyStore({}), MemoryDeadLetters()
+    outcome = deliver(store, batch, letters)
+    assert (outcome.failures, outcome.given_up) == ([], 2)
+    assert [one.record for one in letters.letters] == poison
+    assert letters.letters[0].reason.startswith("malformed: ")
+    assert "event_id" in letters.letters[1].reason
     assert clicks(store.get_many(["u#a"])["u#a"]) == 2
+    kept = deliver(store, batch, FullLetters()).failures
+    assert [int(one.sequence) - BASE for one in kept] == [2, 3]
+    assert kept[0].reason == letters.letters[0].reason

@@ -140,7 +140,8 @@ def start(aws: Aws, home: Path) -> StreamProcess:
         AttributeDefinitions=[{"AttributeName": "pk", "AttributeType": "S"}],
         BillingMode="PAY_PER_REQUEST",
     )
-    variables = {"APP": "megashop", "STATE_TABLE": "state"}
+    dead_letters, _ = aws.queue("dead")
+    variables = {"APP": "megashop", "STATE_TABLE": "state", "DEAD_LETTERS": dead_letters}
     aws.function("update_features", "lambdas.update_features.handler.handler", variables, timeout=60)
     aws.mapping(
         "update_features",
