@@ -179,7 +179,8 @@ def _context_number(one: Computed, asked: Asked) -> float:
 
 
 def _time_since(one: Computed, asked: Asked) -> float:
-    return max(0.0, asked.now - asked.known(one.text("of"))) / DAY_S
+    age_s = asked.now - asked.known(one.text("of"))
+    return age_s if math.isnan(age_s) else max(0.0, age_s) / DAY_S
 
 
 def _is_known(one: Computed, asked: Asked) -> float:

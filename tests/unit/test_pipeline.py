@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -465,7 +464,7 @@ def test_every_response_has_a_record_that_survives_json(stages: Stages) -> None:
         rungs.append(record.rung)
         assert record.slate == answer.slate
         assert (record.rung, record.snapshot_version) == (answer.fallback, "s1")
-        assert record.request_features == {"mobile": 1.0}
+        assert (record.request_features["mobile"], record.request_features["mobile_missing"]) == (1.0, 0.0)
         assert "total" in record.stage_ms
         assert DecisionRecord.from_json(record.to_json()) == record
     assert rungs == ["full", "in_process", "remembered", "last_slate", "last_slate"]
@@ -508,12 +507,33 @@ def test_the_visitor_is_read_within_its_share(stages: Stages) -> None:
 
 
 def test_an_unknown_device_is_missing_not_zero(stages: Stages) -> None:
-    """The model reads nan, the record null."""
+    """The model and the record read the declared default with its flag."""
     answer = ask(stages)
     ranker = stages.ranker
     assert isinstance(ranker, HighestRow)
-    assert math.isnan(ranker.asked[-1].request["mobile"])
-    assert answer.record.request_features == {"mobile": None}
+    asked = ranker.asked[-1].request
+    assert (asked["mobile"], asked["mobile_missing"]) == (0.0, 1.0)
+    assert answer.record.request_features == asked
+
+
+def test_days_since_the_last_visit_are_served_as_they_are_recorded(stages: Stages) -> None:
+    """A request feature that reads the visitor's state: three days after a view, 365 for a stranger."""
+    seen = Event("e", "view", NOW - 3 * 86_400.0, NOW, user_id="1", item_id="item-00")
+    state = VisitorState(stages.features.add(stages.features.zero(), seen))
+    answer = ask(with_visitor(stages, Visitor(user=state)))
+    assert answer.record.request_features["days_since_last_visit"] == pytest.approx(3.0)
+    assert answer.record.request_features["days_since_purchase_missing"] == 1.0
+    stranger = ask(with_visitor(stages, Visitor())).record.request_features
+    assert (stranger["days_since_last_visit"], stranger["days_since_last_visit_missing"]) == (365.0, 1.0)
+
+
+def test_an_unreadable_visitor_is_served_and_recorded_as_unknown(stages: Stages) -> None:
+    """What could not be read has its defaults with their flags, not whatever the session alone would say."""
+    answer = ask(with_visitor(stages, Visitor(failures={"user": "timeout"})))
+    values = answer.record.visitor_features
+    assert (values["views"], values["views_missing"]) == (0.0, 1.0)
+    assert values["click_rate"] == 0.05
+    assert answer.record.applied == {}
 
 
 def test_equal_requests_get_equal_slates(stages: Stages) -> None:
