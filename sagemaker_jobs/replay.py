@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from narrows.ranking import Ranker, RankRequest
 from narrows.retrieval import Candidates, Floats, Query, Rows, fuse, merge
 from narrows.settings import SourceQuota
 from narrows.sources import SignallingSource, load_sources
+from sagemaker_jobs.declared import Declared
 from sagemaker_jobs.training_set import TableItems, TrainingSet
 
 
@@ -29,6 +30,7 @@ class Funnel:
     items: TableItems
     quotas: Sequence[SourceQuota]
     rank_at_most: int
+    declared: Declared
 
     def candidates(self, query: Query) -> Candidates:
         """The union that `gather` makes when every source is in time."""
@@ -41,24 +43,30 @@ class Funnel:
         found = self.candidates(query)
         return fuse(found, self.rank_at_most) if len(found) > self.rank_at_most else found
 
-    def vectors(self, spec: VectorSpec, query: Query, candidates: Candidates) -> Floats:
+    def vectors(self, spec: VectorSpec, request: RankRequest, candidates: Candidates) -> Floats:
         """The ranker's input for them."""
-        inputs = VectorInputs({}, {}, query)
+        inputs = VectorInputs(request.visitor, request.request, request.query)
         return assemble(spec, inputs, candidates, self.items, self.statistics, self.sources)
 
-    def ranked(self, ranker: Ranker, query: Query) -> Rows:
-        """Both stages."""
-        request = RankRequest({}, {}, query)
-        return ranker.rank(request, self.candidates(query), self.rank_at_most).rows
+    def ranked(self, ranker: Ranker, held: Cases, case: int) -> Rows:
+        """Both stages, for a held-out event."""
+        request = self.declared.request(held, case)
+        return ranker.rank(request, self.candidates(request.query), self.rank_at_most).rows
 
 
-def funnel_of(folder: Path, data: TrainingSet, quotas: Sequence[SourceQuota], rank_at_most: int) -> Funnel:
-    """The funnel of the models in a folder."""
+def funnel_of(
+    folder: Path,
+    data: TrainingSet,
+    quotas: Sequence[SourceQuota],
+    rank_at_most: int,
+    declared: Declared,
+) -> Funnel:
+    """The funnel of the models in a folder, over item features as they were known at each moment."""
     size = data.log.item_count
     created = data.items.columns.get("created_at")
     sources = load_sources(folder, data.rows_of, size, created=created)
-    table = statistics.load(folder / statistics.FILE).bind(data.rows_of, size)
-    return Funnel(sources, table, data.items, quotas, rank_at_most)
+    known = replace(statistics.load(folder / statistics.FILE), declared=declared.items)
+    return Funnel(sources, known.bind(data.rows_of, size), data.items, quotas, rank_at_most, declared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +104,8 @@ def replay(held: Sequence[Cases], funnel: Funnel, spec: VectorSpec, *, most_rows
     users: list[int] = []
     used = asked = 0
     for one, case in ((cases, at) for cases in held for at in range(len(cases))):
-        query = one.query(case)
-        candidates = funnel.pre_ranked(query)
+        request = funnel.declared.request(one, case)
+        candidates = funnel.pre_ranked(request.query)
         if used + len(candidates) > room:
             break
         asked += 1
@@ -105,7 +113,7 @@ def replay(held: Sequence[Cases], funnel: Funnel, spec: VectorSpec, *, most_rows
         if not hit.any() or len(hit) < 2:
             continue
         end = used + len(hit)
-        features[used:end] = funnel.vectors(spec, query, candidates)
+        features[used:end] = funnel.vectors(spec, request, candidates)
         relevant[used:end] = hit
         used = end
         lengths.append(len(hit))

@@ -117,9 +117,14 @@ class Found:
 
 def find(held: Cases, retrieve: Retrieve) -> Found:
     """Ask for every case, once each."""
+    return find_cases(held, lambda case: retrieve(held.query(case)))
+
+
+def find_cases(held: Cases, retrieve: Callable[[int], Rows]) -> Found:
+    """Ask for every case by its number, where more than its query decides the answer."""
     ranks, slates = np.full(len(held), -1, np.int64), []
     for case in range(len(held)):
-        rows = retrieve(held.query(case))[:LENGTH]
+        rows = retrieve(case)[:LENGTH]
         at = np.flatnonzero(rows == held.target(case))
         ranks[case] = at[0] if len(at) else -1
         slates.append(rows)

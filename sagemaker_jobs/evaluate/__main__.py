@@ -16,13 +16,23 @@ import numpy as np
 
 from narrows.adapters.bundle import RANKER_FILE
 from narrows.adapters.lightgbm import load_scorer
-from narrows.evaluation.leave_one_out import PROTOCOL, Cases, Found, cases, find, first_hundred, reports
+from narrows.evaluation.leave_one_out import (
+    PROTOCOL,
+    Cases,
+    Found,
+    cases,
+    find,
+    find_cases,
+    first_hundred,
+    reports,
+)
 from narrows.evaluation.metrics import MAIN, gain_at, interval, mean
 from narrows.features.vectors import VectorSpec
 from narrows.ranking import EmbeddedRanker, FusionRanker, ModelManifest, Ranker, read_manifest
 from sagemaker_jobs.container import Container, Progress, run, unpacked, write_json
+from sagemaker_jobs.declared import declared_features
 from sagemaker_jobs.replay import Funnel, funnel_of
-from sagemaker_jobs.training_set import HOLDOUT, TrainingSet, funnel, read
+from sagemaker_jobs.training_set import HOLDOUT, TrainingSet, app_of, funnel, read
 
 MOST_USERS = 20_000
 
@@ -50,10 +60,11 @@ def evaluate(container: Container) -> None:
 def measure(folder: Path, container: Container, data: TrainingSet, held: Cases) -> dict[str, Found]:
     """Every source alone, each asked for a hundred items, and both stages together."""
     quotas, most = funnel(container)
-    stages = funnel_of(folder, data, quotas, most)
+    declared = declared_features(container.channel("training"), app_of(container))
+    stages = funnel_of(folder, data, quotas, most, declared)
     ranker = ranker_of(folder, stages)
     found = {name: find(held, partial(first_hundred, one)) for name, one in sorted(stages.sources.items())}
-    found["two_stage"] = find(held, lambda query: stages.ranked(ranker, query))
+    found["two_stage"] = find_cases(held, lambda case: stages.ranked(ranker, held, case))
     return found
 
 

@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,9 +27,10 @@ from narrows.features.vectors import VectorSpec
 from narrows.ranking import ModelManifest, write_manifest
 from narrows.sources import als, covisitation, popular
 from sagemaker_jobs.container import Container, Progress, run, unpacked, write_json
+from sagemaker_jobs.declared import Declared, declared_features
 from sagemaker_jobs.replay import funnel_of, replay
 from sagemaker_jobs.train_ranker.lambdamart import Trained, fit
-from sagemaker_jobs.training_set import HOLDOUT, REPLAY, funnel, read
+from sagemaker_jobs.training_set import HOLDOUT, REPLAY, app_of, funnel, read
 
 FILES = (als.FILE, covisitation.FILE, popular.FILE, statistics.FILE, SEGMENTS_FILE)
 SUMMARIES = ("als.json", "covisitation.json")
@@ -45,8 +47,9 @@ def train(container: Container) -> None:
     with TemporaryDirectory() as scratch:
         _collect(container, container.model, Path(scratch))
     _refuse_leak(container.model, data.labels)
-    past = funnel_of(container.model / REPLAY, data, quotas, most)
-    spec = VectorSpec.over(past.sources, past.items)
+    declared = declared_features(container.channel("training"), app_of(container))
+    past = funnel_of(container.model / REPLAY, data, quotas, most, declared)
+    spec = VectorSpec.over(past.sources, past.items, declared.trained_on, past.statistics)
     drawn = np.random.default_rng(seed)
     held = [cases(data.log, back).shuffled(drawn) for back in range(1, data.labels + 1)]
     groups = replay(held, past, spec, most_rows=int(container.number("most_rows", MOST_ROWS)))
@@ -56,7 +59,7 @@ def train(container: Container) -> None:
     trained = fit(groups, spec, seed, progress)
     shutil.rmtree(container.model / REPLAY)
     for folder in (container.model / HOLDOUT, container.model):
-        _finish(folder, container, trained, spec)
+        _finish(folder, container, trained, spec, declared)
     progress.say(f"bundle with {len(spec.names)} features")
 
 
@@ -95,8 +98,12 @@ def _refuse_leak(bundle: Path, labels: int) -> None:
             )
 
 
-def _finish(folder: Path, container: Container, trained: Trained, spec: VectorSpec) -> None:
-    """Put the ranker, its figures and the manifest beside the sources."""
+def _finish(
+    folder: Path, container: Container, trained: Trained, spec: VectorSpec, declared: Declared
+) -> None:
+    """Put the ranker, its figures, the newest item features and the manifest beside the sources."""
+    table = folder / statistics.FILE
+    replace(statistics.load(table), declared=declared.items.newest()).save(table)
     if trained.text:
         (folder / RANKER_FILE).write_text(trained.text, encoding="utf-8")
     write_json(folder / "metrics.json", trained.metrics)

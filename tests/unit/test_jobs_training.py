@@ -22,6 +22,7 @@ from narrows.features.vectors import VectorSpec
 from narrows.ranking import read_manifest
 from narrows.retrieval import gather
 from sagemaker_jobs.container import Container, Progress
+from sagemaker_jobs.declared import Declared
 from sagemaker_jobs.from_files import evaluate_from_files, train_from_files
 from sagemaker_jobs.replay import Groups, funnel_of
 from sagemaker_jobs.train_ranker.__main__ import train as train_ranker
@@ -210,7 +211,7 @@ def test_replayed_candidates_are_those_that_serving_gathers(trained: tuple[Path,
     container = Container(home, home, home, home, {"training": home / "data"}, {"app": "media"})
     data = read(container)
     quotas, most = funnel(container)
-    stages = funnel_of(home / "train_ranker" / "holdout", data, quotas, most)
+    stages = funnel_of(home / "train_ranker" / "holdout", data, quotas, most, Declared())
     held = cases(data.log)
     with ThreadPoolExecutor(4) as executor:
         for case in range(0, len(held), 25):

@@ -1,0 +1,56 @@
+"""What a past request knew of its visitor and of the items: declared features as of that moment.
+
+The nightly jobs bring them in `visitor_features/` and `item_features/` of the training data: served values
+where a decision record exists, else values recomputed from the lake as of just before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from narrows.adapters.feature_tables import Known, VisitorFeatures, read_item_features, read_visitor_features
+from narrows.evaluation.leave_one_out import Cases
+from narrows.features.registry import FeatureSet
+from narrows.features.statistics import NONE_DECLARED, DeclaredItems
+from narrows.ranking import RankRequest
+from narrows.settings import App
+
+UNKNOWN = Known({}, None, {})
+
+
+@dataclass(frozen=True, eq=False)
+class Declared:
+    """The declared features of one training set; without an app there are none."""
+
+    features: FeatureSet = field(default_factory=lambda: FeatureSet(()))
+    visitors: VisitorFeatures | None = None
+    items: DeclaredItems = NONE_DECLARED
+
+    @property
+    def trained_on(self) -> FeatureSet | None:
+        """The declarations whose values are there to train on."""
+        return self.features if self.visitors else None
+
+    def request(self, held: Cases, case: int) -> RankRequest:
+        """The request of a held-out event, with the values of its moment; unknown ones are left out."""
+        query = held.query(case)
+        visitor = str(held.log.user_ids[held.log.users[held.positions[case]]])
+        found = self.visitors.at(visitor, query.now) if self.visitors else None
+        known = found or UNKNOWN
+        request = known.request
+        if request is None:
+            request = self.features.computed.request_values(query.now, known.context, known.visitor)
+        return RankRequest(known.visitor, request, query)
+
+
+def declared_features(folder: Path, app: App | None) -> Declared:
+    """The features that the app declares, from the tables of the training data."""
+    if app is None:
+        return Declared()
+    features = FeatureSet(app.features)
+    defaults = {one.name: one.declaration.default for one in features.item_features}
+    visitors = read_visitor_features(folder)
+    if visitors is None:
+        return Declared()
+    return Declared(features, visitors, read_item_features(folder, defaults) or NONE_DECLARED)
