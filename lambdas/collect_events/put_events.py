@@ -101,17 +101,13 @@ def _snake_case(name: str) -> str:
 
 
 def _decoded(value: object) -> object:
-    """The object in the string; anything else stays as it is, for its verdict.
-
-    A string within the string is opened too: boto3 encodes once more what its user encoded already.
-    """
-    found = value
-    for _ in range(2):
-        if isinstance(found, str):
-            try:
-                found = json.loads(found)
-            except (ValueError, RecursionError):
-                return value
+    """The object in the string; anything else stays as it is, for its verdict."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
     return found if isinstance(found, dict) and not is_deeper(found, DEEPEST) else value
 
 

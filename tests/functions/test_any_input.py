@@ -16,8 +16,8 @@ from lambdas.recommend.contract import CONTEXT_FIELDS, FIELDS, asked
 from lambdas.update_policy.contract import CHANGE_FIELDS, sent_changes
 from narrows.adapters.memory import MemoryEventStream, MemoryObjects
 from narrows.collecting import collect
-from narrows.errors import InvalidInput
 from narrows.envelope import FIELDS as EVENT_FIELDS
+from narrows.errors import InvalidInput
 from narrows.settings import load_app
 from tests.functions.doorways import http_event
 

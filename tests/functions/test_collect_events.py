@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import time
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from tests.contract.tables import create_bucket, create_stream, read_stream
-from tests.functions.doorways import call, cold_start, http_event
+from tests.functions.deployed_collector import Deployed, click
+from tests.functions.doorways import call, http_event
 from tests.servers import Aws
-
-PATH = "/api/events"
-
-
-class Deployed:
-    """The function and what it is deployed with."""
-
-    def __init__(self, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.kinesis, self.s3 = aws.client("kinesis"), aws.client("s3")
-        self.stream, self.bucket = create_stream(self.kinesis, "events"), create_bucket(self.s3)
-        aws.client("secretsmanager").create_secret(Name="pseudonyms", SecretString="a secret of the test")
-        self.module: ModuleType = cold_start(
-            "collect_events",
-            monkeypatch,
-            {
-                "APP": "media",
-                "EVENTS_STREAM": self.stream,
-                "BUCKET": self.bucket,
-                "PSEUDONYM_SECRET": "pseudonyms",
-            },
-        )
-
-    def send(self, body: object, **how: Any) -> tuple[int, Any]:
-        return call(self.module, http_event("POST", PATH, body, **how))
-
-    def stored(self) -> list[dict[str, Any]]:
-        return [json.loads(record["Data"]) for record in read_stream(self.kinesis, self.stream)]
-
-    def quarantined(self) -> list[dict[str, Any]]:
-        listing = self.s3.list_objects_v2(Bucket=self.bucket, Prefix="quarantine/events/dt=")
-        files = [
-            gzip.decompress(self.s3.get_object(Bucket=self.bucket, Key=one["Key"])["Body"].read())
-            for one in listing.get("Contents", [])
-        ]
-        return [json.loads(line) for file in files for line in file.splitlines()]
 
 
 @pytest.fixture
 def deployed(moto: Aws, monkeypatch: pytest.MonkeyPatch) -> Deployed:
     return Deployed(moto, monkeypatch)
-
-
-def click(**changes: Any) -> dict[str, Any]:
-    event = {"event_type": "click", "user_id": "alice", "session_id": "s-1", "item_id": "i1"}
-    return {**event, "sent_at": time.time() - 1, **changes}
 
 
 def test_each_event_has_its_own_verdict(deployed: Deployed) -> None:
@@ -167,3 +124,115 @@ def test_another_path_is_not_found(deployed: Deployed) -> None:
     """With the error object of the API."""
     status, content = call(deployed.module, http_event("POST", "/api/event", {}))
     assert (status, content["error"]["field"]) == (404, "path")
+
+
+REFUSED = {
+    "malformed": ({"position": "first"}, "position"),
+    "oversized": (
+        {"impression": ["i" * 250] * 200, "properties": {f"p{n}": "x" * 1000 for n in range(20)}},
+        "event",
+    ),
+    "future": ({"sent_at": 4_000_000_000.0}, "sent_at"),
+    "in milliseconds": ({"sent_at": 1_800_000_000_000}, "sent_at"),
+    "ancient": ({"sent_at": 1_000_000_000.0}, "sent_at"),
+    "unknown version": ({"schema_version": 9}, "schema_version"),
+    "unknown type": ({"event_type": "teleport"}, "event_type"),
+    "unknown field": ({"colour": "red"}, "colour"),
+}
+
+
+@pytest.mark.parametrize(("changes", "field"), REFUSED.values(), ids=REFUSED)
+def test_each_kind_of_bad_event_is_answered_and_kept_with_its_reason(
+    deployed: Deployed, changes: dict[str, object], field: str
+) -> None:
+    """Field, value and remedy in the verdict, and the same in quarantine beside the event itself."""
+    status, answer = deployed.send({"events": [click(), click(**changes)]})
+    assert (status, answer["accepted"], answer["rejected"]) == (200, 1, 1)
+    verdict = answer["verdicts"][1]
+    assert verdict["field"] == field
+    assert verdict["value"]
+    assert verdict["remedy"]
+    (kept,) = deployed.quarantined()
+    assert (kept["index"], kept["field"], kept["remedy"]) == (1, field, verdict["remedy"])
+    assert kept["value"] if field == "colour" else kept["value"] == verdict["value"]
+    assert kept["event"]["item_id"] == "i1"
+
+
+def test_a_refused_identifier_is_kept_as_a_pseudonym(deployed: Deployed) -> None:
+    """The value in quarantine explains the refusal; it must not tell who it was about."""
+    secret = "alice@example.com"
+    bad = [click(user_id=secret + "x" * 300), click(mail=secret), secret, click(event=secret)]
+    _, answer = deployed.send({"events": bad})
+    assert answer["rejected"] == 4
+    kept = deployed.quarantined()
+    assert len(kept) == 4
+    assert "alice" not in json.dumps(kept)
+
+
+def test_both_versions_are_stored_alike(deployed: Deployed) -> None:
+    """What was sent as version 1 lies in the stream as version 2, like what was sent as that."""
+    said = {"device": "phone", "location": "DE"}
+    old = click(event_id="a", sent_at=time.time(), schema_version=1, properties={**said, "price": 2.5})
+    new = {**old, "event_id": "b", "schema_version": 2, "context": said, "properties": {"price": 2.5}}
+    _, answer = deployed.send({"events": [old, new]})
+    assert answer["accepted"] == 2
+    one, two = deployed.stored()
+    assert {**one, "event_id": "b"} == two
+    assert two["properties"] == {"price": 2.5, "device": "phone", "location": "DE"}
+    assert two["schema_version"] == 2
+
+
+def test_a_bots_events_are_accepted_and_marked(deployed: Deployed) -> None:
+    """By the header of the request; what the event itself says of its visitor goes before."""
+    person = {"user_agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"}
+    told = click(item_id="i2", schema_version=2, context=person)
+    _, answer = deployed.send({"events": [click(), told]}, agent="Mozilla/5.0 (compatible; Googlebot/2.1)")
+    assert answer["accepted"] == 2
+    assert [one.get("marks") for one in deployed.stored()] == [["bot:user_agent"], None]
+    deployed.send({"events": [click(item_id="i3")]}, agent="Boto3/1.43.11")
+    assert "marks" not in deployed.stored()[2]
+
+
+def test_one_event_of_a_megabyte_is_refused_and_kept(deployed: Deployed) -> None:
+    """A body at the limit whose only event is far over its own; the good event beside it is stored."""
+    giant = click(query="q" * 998_000)
+    status, answer = deployed.send({"events": [click(), giant]})
+    assert (status, answer["accepted"], answer["verdicts"][1]["field"]) == (200, 1, "query")
+    assert len(json.dumps(answer)) < 2_000
+    assert deployed.quarantined()[0]["event"]["query"] == "q" * 998_000
+
+
+def test_a_repeated_event_is_accepted_each_time(deployed: Deployed) -> None:
+    """A retry is answered as the first delivery was, under the same id, by which it counts once."""
+    event = click(event_id="e1")
+    _, first = deployed.send({"events": [event, event]})
+    _, second = deployed.send({"events": [event]})
+    verdicts = [*first["verdicts"], *second["verdicts"]]
+    assert {(one["status"], one["event_id"]) for one in verdicts} == {("accepted", "e1")}
+
+
+def test_a_slightly_wrong_clock_is_forgiven(deployed: Deployed) -> None:
+    """Five minutes ahead are taken as they are sent, six are not; the verdict tells the clock's error."""
+    now = time.time()
+    _, answer = deployed.send({"events": [click(sent_at=now + 290), click(sent_at=now + 360)]})
+    assert [one["status"] for one in answer["verdicts"]] == ["accepted", "rejected"]
+    assert "300 seconds ahead" in answer["verdicts"][1]["remedy"]
+
+
+def test_each_event_that_the_stream_refuses_is_told(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are stored and accepted: sending all again stores nothing twice."""
+    stream = deployed.module.COLLECTOR._stream
+    put = stream.put
+
+    def refuse_one(events: list[object]) -> dict[int, str]:
+        return {**put([events[0], *events[2:]]), 1: "ProvisionedThroughputExceededException"}
+
+    monkeypatch.setattr(stream, "put", refuse_one)
+    batch = [click(item_id="i0"), {}, click(item_id="i1"), click(item_id="i2")]
+    _, answer = deployed.send({"events": batch})
+    assert [one["status"] for one in answer["verdicts"]] == ["accepted", "rejected", "rejected", "accepted"]
+    assert answer["verdicts"][2]["value"] == "ProvisionedThroughputExceededException"
+    assert "send it again" in answer["verdicts"][2]["remedy"]
+    assert [one["item_id"] for one in deployed.stored()] == ["i0", "i2"]
