@@ -14,6 +14,7 @@ from narrows.errors import Problem, SettingsError
 from narrows.features.checks import check
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.feature_file import read_features
+from narrows.quality import Quality, read_quality
 from narrows.toml_reading import Table, choose, read_json_texts, read_toml
 
 Seed = Literal["history", "item", "cart"]
@@ -152,6 +153,7 @@ class App:
     training: Training
     static_items: tuple[str, ...]
     bots: Bots
+    quality: Quality
 
 
 def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
@@ -165,6 +167,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     freshness = _freshness(app.table("freshness"))
     training = _training(app.table("training"))
     bots = _bots(app.table("bots", required=False))
+    quality = read_quality(app.table("quality", required=False))
     app.finish()
     features = read_features(read_toml(path / "features.toml", problems), events)
     rules = _rules(read_toml(path / "rules.toml", problems), freshness)
@@ -186,6 +189,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
         training=training,
         static_items=static_items,
         bots=bots,
+        quality=quality,
     )
 
 
