@@ -147,12 +147,17 @@ class Envelope:
         return event
 
     def _tell_context(self, event: dict[str, object], properties: dict[str, object], session: int) -> None:
-        """Where and on what the visitor was, as the schema version of the app says it."""
+        """Where and on what the visitor was, as the schema version of the sender says it."""
         visits = self._visits
         device = DEVICES[visits.device[session]]
-        context = {"device": device, "location": visits.location[session]}
-        event["schema_version"] = 1
-        properties |= context
+        context: dict[str, object] = {"device": device, "location": visits.location[session]}
+        if visits.old_app[session]:
+            event["schema_version"] = 1
+            properties |= context
+        else:
+            agent = CRAWLER if visits.crawls[session] else USER_AGENTS[device]
+            event["schema_version"] = 2
+            event["context"] = {**context, "user_agent": agent}
 
     def _of_item(self, item: int) -> dict[str, object]:
         if item not in self._described:

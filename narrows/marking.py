@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, date, datetime
+from functools import lru_cache
 
 from narrows.events import Event
 
@@ -40,9 +41,9 @@ def marks(of_visitor: str | None, of_request: str | None) -> tuple[str, ...]:
     A library in the request's own header is a server that passes events on, and tells nothing of the visitor.
     """
     if of_visitor is not None:
-        is_bot = bool(_CRAWLERS.search(of_visitor) or _LIBRARIES.search(of_visitor))
+        is_bot = _is_crawler(of_visitor) or _is_library(of_visitor)
     else:
-        is_bot = bool(of_request and _CRAWLERS.search(of_request))
+        is_bot = of_request is not None and _is_crawler(of_request)
     return (USER_AGENT,) if is_bot else ()
 
 
@@ -68,3 +69,13 @@ def fast_visitors_sql(events: str, events_per_minute: float) -> str:
         f"GROUP BY visitor, event_date, floor(time / {MINUTE_S:g})"
     )
     return f"SELECT DISTINCT visitor, event_date FROM ({minutes}) WHERE events > {events_per_minute:g}"  # noqa: S608
+
+
+@lru_cache(maxsize=4096)
+def _is_crawler(agent: str) -> bool:
+    return _CRAWLERS.search(agent) is not None
+
+
+@lru_cache(maxsize=4096)
+def _is_library(agent: str) -> bool:
+    return _LIBRARIES.search(agent) is not None

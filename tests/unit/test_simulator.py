@@ -8,8 +8,12 @@ from datetime import datetime
 import numpy as np
 import pytest
 
+from narrows.envelope import parse_event
 from narrows.errors import InvalidInput
+from narrows.events import Event as Stored
 from narrows.market import DAY_S
+from narrows.market_log import TYPES
+from narrows.marking import fast_visitors
 from narrows.simulator import Behaviour, Market, examination
 
 Event = dict[str, object]
@@ -61,7 +65,7 @@ def test_events_say_what_features_read(market: Market, log: list[Event]) -> None
     assert 0 < len(returns) < 0.1 * len(bought)
     assert all((event["session_id"], event["item_id"]) in bought for event in returns)
     for event in log:
-        properties = dict(event["properties"])
+        properties = _taken(event).properties
         assert {"device", "location"} <= properties.keys()
         assert ("dwell_s" in properties) == (event["event_type"] == "view")
         if "item_id" in event:
@@ -70,12 +74,31 @@ def test_events_say_what_features_read(market: Market, log: list[Event]) -> None
             assert (properties["brand"], properties["price"]) == (row["brand"], row["price"])
 
 
+def test_three_sessions_in_ten_speak_the_old_version(log: list[Event]) -> None:
+    """Every session keeps to one version of the envelope."""
+    versions: dict[object, set[object]] = {}
+    for event in log:
+        versions.setdefault(event["session_id"], set()).add(event["schema_version"])
+    assert all(len(found) == 1 for found in versions.values())
+    assert np.mean([found == {1} for found in versions.values()]) == pytest.approx(0.3, abs=0.03)
+
+
+def test_crawlers_say_so_and_only_look(log: list[Event]) -> None:
+    """About one session in a hundred; collecting marks all of its events, and nobody else's."""
+    marked = [event for event in log if _taken(event).marks]
+    sessions = {event["session_id"] for event in marked}
+    assert {event["event_type"] for event in marked} == {"view"}
+    assert all(event in marked for event in log if event["session_id"] in sessions)
+    assert len(sessions) / len({event["session_id"] for event in log}) == pytest.approx(0.01, abs=0.005)
+
+
 def test_scrapers_are_faster_than_people(log: list[Event]) -> None:
-    """A few sessions, always anonymous, open more pages in a minute than anybody reads."""
-    rates = Counter((event["session_id"], _sent(event) // 60) for event in log)
-    fast = {session for (session, _), events in rates.items() if events > 60}
+    """A few sessions, always anonymous; the app's rule finds them, and nobody else."""
+    fast = {visitor for visitor, _ in fast_visitors(map(_taken, log), 90.0)}
+    sessions = Counter(event["session_id"] for event in log if f"s#{event['session_id']}" in fast)
     assert 1 <= len(fast) <= 8
-    assert all("user_id" not in event for event in log if event["session_id"] in fast)
+    assert len(sessions) == len(fast)
+    assert min(sessions.values()) > 150
 
 
 def test_position_bias_is_the_declared_one(log: list[Event]) -> None:
@@ -223,6 +246,11 @@ def test_catalogue_names_every_item_once(market: Market) -> None:
     assert [row["item_id"] for row in rows] == market.item_ids
     assert all(row["category"] and row["regions"] and row["price"] > 0 for row in rows)
     assert len({category for row in rows for category in row["category"]}) == 30
+
+
+def _taken(event: Event) -> Stored:
+    """The event as collecting reads it, at the moment when it is sent."""
+    return parse_event(event, types=TYPES, now=_sent(event))
 
 
 def _sent(event: Event) -> float:
