@@ -20,6 +20,7 @@ from narrows.features.state import (
     VisitorState,
     bounded,
     counts,
+    digest_of,
     fold,
     is_new,
     latest,
@@ -142,16 +143,19 @@ class _Work:
         )
 
     def fold_own(self, key: str, records: Sequence[Arrival]) -> None:
-        """Events of the key's own: into its state, and those of a merged session into its user's as well."""
+        """Events of the key's own: into its state, and those of a merged session into its user's as well.
+
+        The session's ring has a word in that, because its user may be another one than at the first arrival.
+        """
         state = self.state(key)
         if state.merged_into is None:
             held = self._features.of_user if key.startswith(USER) else self._features.of_session
             self.after[key] = fold(state, records, held)
             return
-        late = [one for one in records if is_new(state, one)]
+        self.fold_session(key, records)
+        known, user = set(state.ring), state.merged_into
+        late = [one for one in records if is_new(state, one) and digest_of(one.event.event_id) not in known]
         if late:
-            user = state.merged_into
-            self.fold_session(key, late)
             self.after[user] = fold(self.state(user), late, self._features.visitor, through=key)
             self._links.append((key, user))
 

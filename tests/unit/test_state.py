@@ -25,9 +25,15 @@ from narrows.features.state import (
 )
 from narrows.features.stream import DeadLetter, DeadLetters, Outcome, StreamRecord, update_features
 from narrows.visitor import Reading, Visitor, as_one
-from tests.unit.test_kinds import LAST, T0, declared
+from tests.stream_model import T0, declared
 
-FEATURES = FeatureSet([declared(), declared("clicks", "count", parameters={}), LAST])
+FEATURES = FeatureSet(
+    [
+        declared("clicks_7d", "decayed_count", parameters={"half_life_s": 604_800.0}),
+        declared("clicks", "count"),
+        declared("last_items", "last_n", parameters={"keep": 3}),
+    ]
+)
 BASE = 49_590_338_271_490_256_608_559_692_538_361_571_095_921_575_989_136_588_898
 
 
