@@ -208,9 +208,17 @@ def checked_text(name: str, value: object, longest: int) -> str:
         raise InvalidInput(name, value, "send a non-empty string, or leave the field out")
     if len(value) > longest:
         raise InvalidInput(name, value, f"it has {len(value)} characters; send at most {longest}")
-    if any("\ud800" <= character <= "\udfff" or character == "\0" for character in value):
+    if "\0" in value or not _is_unicode(value):
         raise InvalidInput(name, value, "it holds a NUL or half of a surrogate pair; send valid Unicode")
     return value
+
+
+def _is_unicode(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True
 
 
 def _stored_number(record: Mapping[str, Any], name: str) -> float | None:
