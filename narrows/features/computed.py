@@ -86,11 +86,16 @@ class Computed:
         return Computed(kept["name"], kept["kind"], kept["default"], plain)
 
 
+Value = Callable[[Computed, Asked], float]
+Values = Callable[[Computed, Asked, Items, Rows], NDArray[np.float64]]
+
+
 @dataclass(frozen=True)
 class ComputedKind:
     """A way of computing: its scope, its parameters, the kinds that its `of` may name, and its function.
 
-    `value` computes one number for a request, `values` one for each row; nan is undefined.
+    `value` computes one number for a request, `values` one for each row; nan is undefined. `clock` tells
+    whether it changes with time alone.
     """
 
     name: str
@@ -98,8 +103,9 @@ class ComputedKind:
     meaning: str
     parameters: Mapping[str, ParameterRule] = field(default_factory=lambda: _NO_RULES)
     of: str = ""
-    value: Callable[[Computed, Asked], float] | None = None
-    values: Callable[[Computed, Asked, Items, Rows], NDArray[np.float64]] | None = None
+    value: Value | None = None
+    values: Values | None = None
+    clock: bool = False
 
 
 class ComputedFeatures:
@@ -251,88 +257,86 @@ def _pair(name: str, visitor: Mapping[str, float]) -> dict[str, float]:
 _CONTEXT = text("what the request tells in its `context`", 'name it, as context = "device"')
 _OF = text("the feature that it is computed from", "name a declared feature")
 _COLUMN = text("a column of numbers of the catalogue", 'name it, as column = "price"')
+_CATEGORIES = text("a column of categories of the catalogue", 'name it, as item = "brand"')
 _SCALE = one_of("`log` for the logarithm of the ratio", ("absolute", "log"), required=False)
 _AMONG = texts("the words that count as yes", 'list them, as among = ["mobile", "tablet"]')
 _WORDS = texts(
     "the closed list of words", 'list them in an order that never changes, as values = ["US", "DE"]'
 )
 
-COMPUTED: Mapping[str, ComputedKind] = MappingProxyType(
-    {
-        kind.name: kind
-        for kind in (
-            ComputedKind(
-                "hour_of_day", "request", "The hour with its fraction, 0 to 24, UTC.", value=_hour_of_day
-            ),
-            ComputedKind("day_of_week", "request", "0 for Monday to 6 for Sunday, UTC.", value=_day_of_week),
-            ComputedKind(
-                "context_is",
-                "request",
-                "1 where the request's context tells one of these words, 0 where it tells another.",
-                {"context": _CONTEXT, "among": _AMONG},
-                value=_context_is,
-            ),
-            ComputedKind(
-                "context_code",
-                "request",
-                "The place of the context's word in a closed list, the list's length for any other word.",
-                {"context": _CONTEXT, "values": _WORDS},
-                value=_context_code,
-            ),
-            ComputedKind(
-                "context_number",
-                "request",
-                "A number that the request tells in its context.",
-                {"context": _CONTEXT},
-                value=_context_number,
-            ),
-            ComputedKind(
-                "time_since",
-                "request",
-                "Days since a first or last event.",
-                {"of": _OF},
-                "moment",
-                _time_since,
-            ),
-            ComputedKind(
-                "is_known",
-                "request",
-                "1 where a visitor's feature has a value, 0 where it is missing.",
-                {"of": _OF},
-                "visitor",
-                _is_known,
-            ),
-            ComputedKind(
-                "at_this_hour",
-                "request",
-                "The share of a visitor's activity that falls into the present hour of the day.",
-                {"of": _OF},
-                "hours",
-                _at_this_hour,
-            ),
-            ComputedKind("column", "item", "A number of the catalogue.", {"column": _COLUMN}, values=_column),
-            ComputedKind(
-                "age", "item", "Days since a moment in the catalogue.", {"column": _COLUMN}, values=_age
-            ),
-            ComputedKind(
-                "affinity",
-                "visitor x item",
-                "The share that the item's category has in what the visitor did; of several the greatest.",
-                {
-                    "of": _OF,
-                    "item": text("a column of categories of the catalogue", 'name it, as item = "brand"'),
-                },
-                "pair",
-                values=_affinity,
-            ),
-            ComputedKind(
-                "distance",
-                "visitor x item",
-                "How far the item's number is from the visitor's own.",
-                {"of": _OF, "item": _COLUMN, "scale": _SCALE},
-                "number",
-                values=_distance,
-            ),
-        )
-    }
+
+def _of_request(
+    name: str, meaning: str, value: Value, *, of: str = "", clock: bool = False, **rules: ParameterRule
+) -> ComputedKind:
+    return ComputedKind(
+        name, "request", meaning, {**({"of": _OF} if of else {}), **rules}, of, value, None, clock
+    )
+
+
+def _of_rows(
+    scope: str,
+    name: str,
+    meaning: str,
+    values: Values,
+    *,
+    of: str = "",
+    clock: bool = False,
+    **rules: ParameterRule,
+) -> ComputedKind:
+    return ComputedKind(
+        name, scope, meaning, {**({"of": _OF} if of else {}), **rules}, of, None, values, clock
+    )
+
+
+_KINDS = (
+    _of_request("hour_of_day", "The hour with its fraction, 0 to 24, UTC.", _hour_of_day, clock=True),
+    _of_request("day_of_week", "0 for Monday to 6 for Sunday, UTC.", _day_of_week, clock=True),
+    _of_request(
+        "context_is",
+        "1 where the request's context tells one of these words, 0 where it tells another.",
+        _context_is,
+        context=_CONTEXT,
+        among=_AMONG,
+    ),
+    _of_request(
+        "context_code",
+        "The place of the context's word in a closed list, the list's length for any other word.",
+        _context_code,
+        context=_CONTEXT,
+        values=_WORDS,
+    ),
+    _of_request(
+        "context_number", "A number that the request tells in its context.", _context_number, context=_CONTEXT
+    ),
+    _of_request("time_since", "Days since a first or last event.", _time_since, of="moment", clock=True),
+    _of_request(
+        "is_known", "1 where a visitor's feature has a value, 0 where it is missing.", _is_known, of="visitor"
+    ),
+    _of_request(
+        "at_this_hour",
+        "The share of a visitor's activity that falls into the present hour of the day.",
+        _at_this_hour,
+        of="hours",
+        clock=True,
+    ),
+    _of_rows("item", "column", "A number of the catalogue.", _column, column=_COLUMN),
+    _of_rows("item", "age", "Days since a moment in the catalogue.", _age, clock=True, column=_COLUMN),
+    _of_rows(
+        "visitor x item",
+        "affinity",
+        "The share that the item's category has in what the visitor did; of several the greatest.",
+        _affinity,
+        of="pair",
+        item=_CATEGORIES,
+    ),
+    _of_rows(
+        "visitor x item",
+        "distance",
+        "How far the item's number is from the visitor's own.",
+        _distance,
+        of="number",
+        item=_COLUMN,
+        scale=_SCALE,
+    ),
 )
+COMPUTED: Mapping[str, ComputedKind] = MappingProxyType({kind.name: kind for kind in _KINDS})

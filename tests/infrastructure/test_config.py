@@ -10,8 +10,8 @@ from narrows.settings import SettingsError
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_every_stage_is_ready_for_every_app(stage: str) -> None:
-    """Each stage's own values are free of contradictions, for both apps."""
-    for app in ("megashop", "media"):
+    """Each stage's own values are free of contradictions, for each app."""
+    for app in ("megashop", "media", "adpilot"):
         config = load({"app": app, "stage": stage})
         assert config.prefix == f"narrows-{app}-{stage}"
 

@@ -14,7 +14,7 @@ FOLDERS = {
     *("requirements", "sagemaker_jobs", "stepfunctions", "tests"),
 }
 NAMED = re.compile(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w")
-PLANNED = {"apps/adpilot", "apps/shopnow"}
+PLANNED = {"apps/shopnow"}
 """Folders that a page names because they do not exist yet."""
 
 

@@ -71,6 +71,45 @@ def test_media_needs_no_price_and_only_watch_events() -> None:
     assert any(one.kind == "last_n" and "watch" in one.events for one in app.features)
 
 
+def test_adpilot_knows_an_account_from_its_first_day() -> None:
+    """Signup facts, integrations, spend, results; dismissals close for good; a list serves."""
+    app = load_app(APPS / "adpilot")
+    assert list(app.surfaces) == ["actions", "segments", "tips"]
+    kinds = {one.name: one.kind for one in app.features}
+    assert kinds["industry"] == kinds["company_size"] == kinds["google_ads_state"] == "last_value"
+    assert kinds["spend_30d"] == kinds["conversions_30d"] == "decayed_sum"
+    assert next(rule.after for rule in app.rules if rule.name == "do_not_show") == "closed"
+    assert len(app.static_items) >= 10
+    bid = next(one for one in app.features if one.name == "industry_bid")
+    assert [(one.name, one.sensitivity, one.owner) for one in bid.sources] == [
+        ("bid_price", "aggregate_only", "auctions"),
+        ("industry", "internal", "growth"),
+    ]
+
+
+def test_a_source_of_an_unknown_class_or_key_is_named(app_dir: Path) -> None:
+    """What features are made from is judged with the rest of the file."""
+    spoil(app_dir, "features.toml", 'class = "public"', 'class = "open"')
+    spoil(app_dir, "features.toml", 'owner = "catalogue"', 'oner = "catalogue"')
+    assert problems(app_dir) == [
+        "features.toml: source.category.class = 'open': choose one of aggregate_only, internal, public, "
+        "sensitive",
+        "features.toml: source.category.oner = 'catalogue': unknown key; did you mean 'owner'? choose one of "
+        "class, description, owner",
+    ]
+
+
+def test_a_bad_half_life_is_told_once_at_the_feature(app_dir: Path) -> None:
+    """The feature's name and key, and what to write."""
+    spoil(app_dir, "features.toml", 'half_life = "90d"', 'half_life = "ninety days"')
+    spoil(app_dir, "features.toml", 'half_life = "1d"', 'half_life = "0s"')
+    remedy = 'give a duration from "1s" to "36600d", as "7d"'
+    assert problems(app_dir) == [
+        f"features.toml: spend_90d.half_life = 'ninety days': {remedy}",
+        f"features.toml: activity_1d.half_life = 0.0: {remedy}",
+    ]
+
+
 def test_every_mistake_of_every_file_is_reported_at_once(app_dir: Path) -> None:
     """One run names them all: file, path, value and what to write instead."""
     spoil(app_dir, "app.toml", "quota = 300", "quota = 0")
