@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from narrows.events import Event
 from narrows.features import statistics
+from narrows.features.registry import FeatureSet
+from narrows.features.statistics import DeclaredItems
 from narrows.features.vectors import VectorInputs, VectorSpec, assemble
 from narrows.interactions import interactions_of
 from narrows.retrieval import Candidates, Query, merge
+from narrows.settings import load_app
 from narrows.sources import covisitation, popular
 
+APPS = Path(__file__).parents[2] / "apps"
 DAY = 86_400.0
 
 
@@ -29,6 +36,10 @@ class Items:
     def take(self, rows: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray[Any, Any]]:
         """Columns by row."""
         return {name: self.columns[name][rows] for name in names}
+
+    def vocabulary(self, name: str) -> tuple[str, ...]:
+        """The words of the categories."""
+        return ("lamps", "rugs", "tools") if name == "category" else ()
 
 
 def rows_by_number(ids: list[str]) -> np.ndarray:
@@ -118,6 +129,64 @@ def test_declared_values_stand_in_order_and_missing_ones_are_nan() -> None:
     _, by = columns(query([1]), visitor={"orders": 4.0}, spec=spec)
     assert by["visitor.orders"].tolist() == [4.0] * len(by["visitor.orders"])
     assert np.isnan(by["visitor.clicks_7d"]).all()
+
+
+def test_declared_features_are_columns_with_their_flags() -> None:
+    """Of visitor and request by name, of items and of both for each row, of the nightly job as given."""
+    features = FeatureSet(load_app(APPS / "megashop").features)
+    nightly = DeclaredItems(
+        ("item_click_rate",),
+        np.asarray([0.05], np.float32),
+        np.asarray(["0", "1"]),
+        np.asarray([0.0]),
+        np.asarray([[[0.5], [np.nan]]], np.float32),
+    )
+    table = replace(statistics.fit(LOG, statistics.Params()), declared=nightly).bind(rows_by_number, 6)
+    spec = VectorSpec.over(SOURCES, ITEMS, features, table)
+    asked = query([0])
+    seen = [
+        Event(str(n), "view", asked.now - DAY, asked.now, user_id="u", item_id="0", properties=told)
+        for n, told in enumerate([{"category": "rugs", "price": 4.0}, {"category": "tools", "price": 4.0}])
+    ]
+    visitor = features.read(features.add_all(features.zero(), seen), asked.now)
+    request = features.computed.request_values(asked.now, {"device": "mobile"}, visitor)
+    found = merge([(name, source.retrieve(asked, 10)) for name, source in SOURCES.items()])
+    matrix = assemble(spec, VectorInputs(visitor, request, asked), found, ITEMS, table, SOURCES)
+    by = dict(zip(spec.names, matrix.T, strict=True))
+    assert found.rows.tolist() == [0, 1, 2]
+    assert by["visitor.views"].tolist() == [2.0] * 3
+    assert (by["visitor.purchases_missing"][0], by["visitor.views_missing"][0]) == (1.0, 0.0)
+    assert (by["request.mobile"][0], by["request.days_since_last_visit"][0]) == (1.0, 1.0)
+    assert by["request.request_country_missing"][0] == 1.0
+    assert by["cross.category_affinity"].tolist() == [0.5, 0.0, 0.5]
+    assert by["cross.price_distance"] == pytest.approx(np.log([4.0, 2.0, 1.0]), rel=1e-5)
+    assert by["item.item_click_rate"].tolist() == pytest.approx([0.5, 0.05, 0.05])
+    assert by["item.item_click_rate_missing"].tolist() == [0.0, 1.0, 1.0]
+    assert not any(
+        name.startswith(("visitor.history", "visitor.last_seen_at", "visitor.category_in")) for name in by
+    )
+    assert VectorSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_a_specification_says_which_definitions_have_changed() -> None:
+    """Another half-life of a pair changes the cross feature that reads it; what no column reads, nothing."""
+    declared = load_app(APPS / "megashop").features
+    spec = VectorSpec.over(SOURCES, ITEMS, FeatureSet(declared))
+    assert spec.changed(FeatureSet(declared)) == []
+
+    def with_half_life(name: str) -> FeatureSet:
+        return FeatureSet(
+            [
+                replace(one, parameters={**one.parameters, "half_life_s": 60.0}) if one.name == name else one
+                for one in declared
+            ]
+        )
+
+    assert spec.changed(with_half_life("activity_1d")) == ["activity_1d"]
+    assert spec.changed(with_half_life("category_interest")) == ["category_affinity"]
+    assert spec.changed(with_half_life("item_click_rate")) == []
+    fewer = FeatureSet([one for one in declared if one.name != "views"])
+    assert spec.changed(fewer) == ["views"]
 
 
 def test_a_new_item_without_statistics_has_defaults_and_a_flag() -> None:
