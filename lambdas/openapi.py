@@ -45,6 +45,7 @@ def document(surfaces: Sequence[str], event_types: Sequence[str]) -> dict[str, A
         "paths": {
             "/api/recommendations/{surface}": {"post": _recommendations(surfaces)},
             "/api/events": {"post": _events(event_types)},
+            "/events": {"post": _put_events()},
             "/api/policy/changes": {"post": _policy()},
             "/api/health": {"get": _health()},
             "/openapi.json": {"get": _operation("openapi", "This document", {"type": "object"}, ())},
@@ -143,6 +144,7 @@ def _events(event_types: Sequence[str]) -> dict[str, Any]:
 def _event(event_types: Sequence[str]) -> Schema:
     identifier = _text(LIMITS.id_characters)
     window = f"at most {LIMITS.ahead_s:g} seconds ahead and {LIMITS.behind_s / 86_400:g} days old"
+    said = _text(LIMITS.property_characters, "For example mobile, tablet, desktop")
     consent = "False: kept under no identifier, folded into no feature; true where left out"
     event = _object(
         {
@@ -160,17 +162,74 @@ def _event(event_types: Sequence[str]) -> Schema:
             "surface": identifier,
             "impression": _list(identifier, LIMITS.impressions, "The items that were shown"),
             "query": _text(LIMITS.query_characters),
+            "context": _object(
+                {
+                    "device": said,
+                    "location": _text(LIMITS.property_characters, "As in a request: DE"),
+                    "user_agent": _text(
+                        LIMITS.property_characters,
+                        "The visitor's, where a server passes the event on; tells bots, and is not kept",
+                    ),
+                }
+            ),
             "properties": {
                 "type": "object",
                 "maxProperties": LIMITS.properties,
                 "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
             },
-            "schema_version": {"type": "integer", "enum": list(SCHEMA_VERSIONS)},
+            "schema_version": {
+                "type": "integer",
+                "enum": list(SCHEMA_VERSIONS),
+                "description": "1 where left out; it has no `context`: device and location are properties",
+            },
             "consent": {"type": "boolean", "description": consent},
             "received_at": {"description": "Ignored; it is set here"},
         }
     )
     return {**event, "required": ["event_type"]}
+
+
+def _put_events() -> dict[str, Any]:
+    """Amazon Personalize's PutEvents: its names, and its errors."""
+    identifier, attribution = _text(LIMITS.id_characters), "Kept as the property event_attribution_source"
+    event = _object(
+        {
+            "eventType": _text(LIMITS.id_characters, "A type of the app, however it is capitalised: Watch"),
+            "sentAt": {"type": "number", "description": "Epoch seconds"},
+            "eventId": _text(LIMITS.id_characters, "Follows from the content where left out"),
+            "eventValue": {"type": "number"},
+            "itemId": identifier,
+            "properties": {"type": "string", "description": "A JSON object of plain values"},
+            "recommendationId": identifier,
+            "impression": _list(identifier, LIMITS.impressions),
+            "metricAttribution": {"type": "object", "description": attribution},
+        }
+    )
+    call = _object(
+        {
+            "trackingId": _text(LIMITS.id_characters, "Any"),
+            "userId": identifier,
+            "sessionId": identifier,
+            "eventList": _list({**event, "required": ["eventType", "sentAt"]}, EVENTS_A_BATCH),
+        }
+    )
+    error = _object({"__type": {"type": "string"}, "message": {"type": "string"}}, complete=True)
+    content = {"application/json": {"schema": error}}
+    operation = _operation(
+        "putEvents",
+        "The same for clients of Amazon Personalize: `boto3.client('personalize-events', endpoint_url=...)`",
+        {"type": "object"},
+        (),
+        request={**call, "required": ["trackingId", "sessionId", "eventList"]},
+        limit=f"{EVENTS_A_BATCH} events or {BYTES_A_BATCH} bytes",
+    )
+    operation["responses"] |= {
+        "400": {"description": "InvalidInputException, naming each refused event; the others are stored"},
+        "503": {"description": "ServiceUnavailableException; send all of them again, each counts once"},
+    }
+    for status in ("400", "503"):
+        operation["responses"][status]["content"] = content
+    return operation
 
 
 def _verdict() -> Schema:

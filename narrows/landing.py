@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from narrows.errors import InvalidInput
+from narrows.events import from_record
 from narrows.features.stream import StreamRecord
 
 LANDING = "landing"
 QUARANTINE = "quarantine"
-_NUMBER = bool | int | float
+EVENTS = "events"
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,12 @@ class LandingFile:
 
 
 def landing_files(records: Sequence[StreamRecord], kind: str, arrived_at: float) -> list[LandingFile]:
-    """One file for the batch, and one in quarantine for its records that are not JSON objects.
+    """One file for the batch, and one in quarantine for its records that do not belong into the lake.
 
     `kind` is "events" or "decisions"; `arrived_at` is when the stream took the first record, epoch seconds.
     The key names shard, first and last sequence number, so a batch that comes again replaces itself. Each
     line holds its record, with `shard` and `sequence` added, and `properties` split into `texts`, `numbers`.
+    A line in quarantine says which field was wrong, its value and the remedy, beside the record's bytes.
     """
     if not records:
         return []
@@ -39,34 +42,40 @@ def landing_files(records: Sequence[StreamRecord], kind: str, arrived_at: float)
     good: list[str] = []
     bad: list[str] = []
     for record in records:
-        line = _line(record)
-        (bad if line is None else good).append(line or _damaged(record))
+        try:
+            good.append(_line(record, kind))
+        except InvalidInput as error:
+            bad.append(_refused(record, error))
     folders = ((LANDING, good), (QUARANTINE, bad))
     return [LandingFile(f"{folder}/{name}", _zipped(lines)) for folder, lines in folders if lines]
 
 
-def _line(record: StreamRecord) -> str | None:
+def _line(record: StreamRecord, kind: str) -> str:
     try:
         content = json.loads(record.data)
-    except (ValueError, RecursionError):
-        return None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("record", record.data[:40], f"write JSON to the stream ({error})") from None
     if not isinstance(content, dict):
-        return None
-    return _compact({**_typed(content), "shard": record.shard, "sequence": record.sequence})
+        raise InvalidInput("record", record.data[:40], "write a JSON object to the stream")
+    if kind == EVENTS:
+        from_record(content)
+        content = _typed(content)
+    return _compact({**content, "shard": record.shard, "sequence": record.sequence})
 
 
 def _typed(content: Mapping[str, Any]) -> dict[str, Any]:
     """The record with its `properties` by type, as `texts` and `numbers`: a column holds one type."""
     line = {name: value for name, value in content.items() if name != "properties"}
-    properties = content.get("properties")
-    if isinstance(properties, dict) and properties:
+    if properties := content.get("properties"):
         line["texts"] = {name: one for name, one in properties.items() if isinstance(one, str)}
-        line["numbers"] = {name: float(one) for name, one in properties.items() if isinstance(one, _NUMBER)}
+        line["numbers"] = {name: float(one) for name, one in properties.items() if not isinstance(one, str)}
     return line
 
 
-def _damaged(record: StreamRecord) -> str:
-    return _compact({"shard": record.shard, "sequence": record.sequence, "data": record.data.hex()})
+def _refused(record: StreamRecord, error: InvalidInput) -> str:
+    reason = {"field": error.field, "value": error.value, "remedy": error.remedy}
+    place = {"shard": record.shard, "sequence": record.sequence}
+    return _compact({**place, **reason, "data": record.data.hex()})
 
 
 def _zipped(lines: Sequence[str]) -> bytes:

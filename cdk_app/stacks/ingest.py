@@ -54,7 +54,7 @@ class IngestStack(cdk.Stack):
         """Two mappings, one function: each stream has its own prefix, told by the mapping's ARN."""
         data = self._data
         function = self._function("land_events", {"BUCKET": data.bucket.bucket_name}, timeout_s=60)
-        allow_objects(function.role, data.bucket, data.key, write=["landing"])
+        allow_objects(function.role, data.bucket, data.key, write=["landing", "quarantine"])
         consumption = Consumption(self._stage.landing_batch, self._stage.landing_window_s)
         self._consume("LandEventsFromEvents", function, data.events, consumption)
         self._consume("LandEventsFromDecisions", function, data.decisions, consumption)

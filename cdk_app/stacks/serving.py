@@ -53,7 +53,9 @@ class ServingStack(cdk.Stack):
         answer = integrations.HttpLambdaIntegration("Recommend", live)
         caller = self._caller()
         self._route(POST, "/api/recommendations/{surface}", answer, caller)
-        self._route(POST, "/api/events", self._integration("CollectEvents", ingest.collect_events), caller)
+        collect = self._integration("CollectEvents", ingest.collect_events)
+        self._route(POST, "/api/events", collect, caller)
+        self._route(POST, "/events", collect, caller)  # Amazon Personalize's PutEvents
         self._route(
             GET, "/api/health", answer, api.HttpNoneAuthorizer(), "It says that the function answers."
         )

@@ -9,7 +9,7 @@ from typing import Any
 from lambdas.stream import records_of
 from narrows.adapters.aws import client
 from narrows.adapters.s3 import S3Objects
-from narrows.landing import landing_files
+from narrows.landing import EVENTS, landing_files
 from narrows.settings import environment
 
 
@@ -28,7 +28,7 @@ def handler(event: dict[str, Any], _: Any) -> None:
     """A Kinesis batch; an error makes Lambda deliver all of it again."""
     first = event["Records"][0]
     stream = first["eventSourceARN"].rpartition("/")[2]
-    kind = "decisions" if "decision" in stream.lower() else "events"
+    kind = "decisions" if "decision" in stream.lower() else EVENTS
     arrived_at = first["kinesis"]["approximateArrivalTimestamp"]
     for file in landing_files(records_of(event), kind, arrived_at):
         OBJECTS.put(file.key, file.data)

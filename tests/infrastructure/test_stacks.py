@@ -39,6 +39,9 @@ def mapping_of(stage: Synthesised, function: str) -> list[dict[str, Any]]:
     ]
 
 
+WRITES = {"collect_events": {"quarantine"}, "land_events": {"landing", "quarantine"}}
+
+
 def test_every_folder_of_lambdas_is_deployed(stage: Synthesised) -> None:
     """A handler nobody deploys, or a deployment nobody wrote, is a mistake."""
     written = {path.parent.name for path in ROOT.glob("lambdas/*/handler.py")}
@@ -187,14 +190,31 @@ def test_each_function_may_do_to_tables_what_its_adapters_call(stage: Synthesise
 
 def table_actions(stage: Synthesised, folder: str) -> list[str]:
     """What the role of a function is allowed to do with DynamoDB."""
-    role = stage.functions()[folder]["Role"]["Fn::GetAtt"][0]
     found: set[str] = set()
-    for policy in stage.of_type("AWS::IAM::Policy").values():
-        if {"Ref": role} in policy["Properties"]["Roles"]:
-            for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
-                actions = statement["Action"]
-                found.update([actions] if isinstance(actions, str) else actions)
+    for statement in statements(stage, folder):
+        actions = statement["Action"]
+        found.update([actions] if isinstance(actions, str) else actions)
     return sorted(action.partition(":")[2] for action in found if action.startswith("dynamodb:"))
+
+
+def statements(stage: Synthesised, folder: str) -> list[dict[str, Any]]:
+    """The statements of the policies of a function's role."""
+    role = stage.functions()[folder]["Role"]["Fn::GetAtt"][0]
+    return [
+        statement
+        for policy in stage.of_type("AWS::IAM::Policy").values()
+        if {"Ref": role} in policy["Properties"]["Roles"]
+        for statement in policy["Properties"]["PolicyDocument"]["Statement"]
+    ]
+
+
+@pytest.mark.parametrize(("folder", "prefixes"), WRITES.items())
+def test_collectors_may_write_where_their_files_go(
+    stage: Synthesised, folder: str, prefixes: set[str]
+) -> None:
+    """What is refused has its place as well as what is good: without the grant it would be lost."""
+    puts = [one for one in statements(stage, folder) if "s3:PutObject" in json.dumps(one["Action"])]
+    assert set(re.findall(r"/(\w+)/\*", json.dumps(puts))) == prefixes
 
 
 def test_no_policy_allows_everything_of_a_service(stage: Synthesised) -> None:
@@ -220,6 +240,7 @@ def test_callers_are_authorised_by_iam_unless_told_otherwise(dev: Synthesised, l
     assert routes(dev) == {
         "POST /api/recommendations/{surface}": "AWS_IAM",
         "POST /api/events": "AWS_IAM",
+        "POST /events": "AWS_IAM",
         "POST /api/policy/changes": "AWS_IAM",
         "GET /api/health": "NONE",
         "GET /openapi.json": "NONE",
