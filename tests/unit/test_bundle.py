@@ -20,7 +20,10 @@ from narrows.adapters.bundle import Cellar, Live, Refresher, Serving, load_servi
 from narrows.adapters.memory import MemoryPolicyLog
 from narrows.control import Pointer
 from narrows.errors import SnapshotError, StoreUnavailable
+from narrows.events import Event
 from narrows.features import statistics
+from narrows.features.registry import FeatureSet
+from narrows.features.state import VisitorState
 from narrows.features.vectors import VectorSpec
 from narrows.interactions import interactions_of
 from narrows.pipeline import Request, Stages, recommend
@@ -64,6 +67,7 @@ def write_bundle(
     *,
     app: str = "megashop",
     likes: tuple[str, float] = ("price.value", -1.0),
+    features: FeatureSet | None = None,
 ) -> None:
     """A whole bundle, its model trained to like what the feature tells, with its sign: cheap items."""
     directory.mkdir()
@@ -82,7 +86,7 @@ def write_bundle(
     statistics.fit(log, statistics.Params()).save(directory / statistics.FILE)
     (directory / "segments.json").write_text(json.dumps({**shares.slates(10), "gone": ["nothing"]}))
     sources = load_sources(directory, snapshot.rows, snapshot.size, created=snapshot.columns["created_at"])
-    spec = VectorSpec.over(sources, snapshot)
+    spec = VectorSpec.over(sources, snapshot, features)
     matrix = generator.random((400, len(spec.names)))
     feature, sign = likes
     data = lightgbm.Dataset(matrix, label=sign * matrix[:, spec.names.index(feature)])
@@ -156,6 +160,70 @@ def test_a_model_of_other_features_is_refused(app: App, store: Path) -> None:
     (store / "model" / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 16}))
     serving = load_serving(app, store / "model", store / "snapshot")
     assert (serving.ranker, serving.problems) == (None, {"ranker.txt": "FingerprintMismatch"})
+
+
+@pytest.fixture
+def taught(app: App, tmp_path: Path) -> Path:
+    """A store whose model has the shop's declared features, and likes the brands that the visitor likes."""
+    snapshot = write_snapshot(tmp_path / "snapshot", "s1")
+    likes = ("cross.brand_affinity", 1.0)
+    write_bundle(tmp_path / "model", snapshot, "m1", likes=likes, features=FeatureSet(app.features))
+    return tmp_path
+
+
+def test_a_model_is_served_the_features_that_it_was_trained_on(app: App, taught: Path) -> None:
+    """After views of brand y, items of brand y lead; the record holds the values that the model read."""
+
+    class Likes(NoVisitors):
+        """Knows a user who looked at one brand."""
+
+        def __init__(self, brand: str) -> None:
+            features = FeatureSet(app.features)
+            seen = [
+                Event(
+                    str(n), "view", NOW - 60, NOW, user_id="1", item_id=ITEMS[n], properties={"brand": brand}
+                )
+                for n in range(5)
+            ]
+            self.visitor = Visitor(user=VisitorState(features.add_all(features.zero(), seen)))
+
+        def read(self, *_: object, **__: object) -> Visitor:  # type: ignore[override]
+            return self.visitor
+
+    serving = load_serving(app, taught / "model", taught / "snapshot")
+    assert serving.problems == {}
+    brands = {}
+    for brand in "xy":
+        stages = heard(stages_of(app, serving, **{**parts(), "visitors": Likes(brand)}))
+        asked = Request("homepage", 5, NOW, stages.clock() + 5.0, "r1", user_key="u#1")
+        answer = recommend(asked, replace(stages, app=without_variety(app)))
+        assert (answer.fallback, answer.degraded) == ("full", {})
+        brands[brand] = {"xy"[int(item.item_id[-5:]) % 2] for item in answer.slate}
+        assert answer.record.visitor_features[f"brand_interest[{brand}]"] == pytest.approx(5.0, rel=1e-3)
+        assert answer.record.request_features["days_since_last_visit"] == pytest.approx(60 / 86_400)
+    assert brands == {"x": {"x"}, "y": {"y"}}
+
+
+def without_variety(app: App) -> App:
+    """The shop with a homepage in the ranker's own order."""
+    homepage = app.surfaces["homepage"]
+    plain = replace(homepage, diversity=replace(homepage.diversity, method="none", caps={}))
+    return replace(app, surfaces={**app.surfaces, "homepage": plain})
+
+
+def test_a_model_is_refused_where_a_definition_has_changed(app: App, taught: Path) -> None:
+    """Another half-life of a feature that it reads is another feature; of one that it does not, nothing."""
+
+    def changed(name: str) -> App:
+        features = tuple(
+            replace(one, parameters={**one.parameters, "half_life_s": 60.0}) if one.name == name else one
+            for one in app.features
+        )
+        return replace(app, features=features)
+
+    serving = load_serving(changed("brand_interest"), taught / "model", taught / "snapshot")
+    assert (serving.ranker, serving.problems) == (None, {"ranker.txt": "FingerprintMismatch"})
+    assert load_serving(changed("item_click_rate"), taught / "model", taught / "snapshot").ranker is not None
 
 
 def test_without_a_manifest_nothing_of_the_model_is_trusted(app: App, store: Path) -> None:
