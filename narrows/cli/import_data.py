@@ -34,7 +34,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "path", type=Path, help="folder with interactions.csv (items.csv, users.csv), or one file"
     )
-    parser.add_argument("--app", required=True, help="the app that will use the data: megashop, media")
+    parser.add_argument(
+        "--app", required=True, help="the app that will use the data: megashop, media, adpilot"
+    )
     parser.add_argument(
         "--columns",
         type=column_names,

@@ -251,6 +251,22 @@ def test_before_the_first_catalogue_the_static_list_serves(app: App, tmp_path: P
     assert damaged.problems == {"snapshot": "SnapshotError"}
 
 
+def test_a_day_0_account_of_adpilot_gets_a_good_way_to_start() -> None:
+    """On each of its surfaces, before there is any file, and the features of the request are served."""
+    app = load_app(APPS / "adpilot")
+    stages = heard(stages_of(app, load_serving(app, None, None), **parts()))
+    for surface, asked in app.surfaces.items():
+        request = Request(
+            surface, asked.limit, NOW, stages.clock() + 1.0, "r1", user_key="u#1", context={"location": "DE"}
+        )
+        answer = recommend(request, stages)
+        assert (answer.fallback, len(answer.slate)) == ("static", asked.limit)
+        assert {item.reason for item in answer.slate} == {"A good way to start"}
+        values = answer.record.request_features
+        assert (values["request_region"], values["days_since_signup_missing"]) == (1.0, 1.0)
+        assert answer.record.visitor_features["industry_missing"] == 1.0
+
+
 def parts() -> dict[str, object]:
     """What stages need besides files."""
     return {"visitors": NoVisitors(), "executor": ThreadPoolExecutor(4), "clock": time.perf_counter}
