@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import boto3
 import pytest
 
 from localcloud import supervisor
 from narrows.settings import load_app
 from tests.e2e.conftest import APP, FIRST, Cloud, items, until_served
+from tests.servers import REGION
 from tests.unit.test_bundle import APPS, ITEMS
 
 pytestmark = pytest.mark.local
@@ -78,6 +80,30 @@ def test_three_clicks_change_an_anonymous_slate_within_three_seconds(cloud: Clou
     _eventually(3.0, lambda: _history(cloud, visitor) == ITEMS[40:43])
     after = _full(cloud, session_id=visitor, limit=10)
     assert items(after) != items(before)
+
+
+def test_unmodified_clients_of_personalize_change_the_slate(cloud: Cloud, visitor: str) -> None:
+    """PutEvents of boto3, pointed to the API by its endpoint alone, is folded like our own events."""
+    client = boto3.client(
+        "personalize-events",
+        endpoint_url=cloud.api,
+        region_name=REGION,
+        aws_access_key_id="shop",
+        aws_secret_access_key="shop",  # the local cloud checks no signature
+    )
+    clicks = [{"eventType": "Click", "sentAt": time.time(), "itemId": item} for item in ITEMS[50:53]]
+    client.put_events(trackingId="tracker", sessionId=visitor, eventList=clicks)
+    _eventually(10.0, lambda: sorted(_history(cloud, visitor)) == sorted(ITEMS[50:53]))
+
+
+def test_a_bots_clicks_change_nothing(cloud: Cloud, visitor: str) -> None:
+    """They are accepted and kept; the visitor's own click after them is all that is folded."""
+    bot = {"schema_version": 2, "context": {"user_agent": "Mozilla/5.0 (compatible; Pagebot/2.1)"}}
+    seen = {"event_type": "click", "session_id": visitor, "sent_at": time.time()}
+    events = [{**seen, **bot, "item_id": ITEMS[54]}, {**seen, "item_id": ITEMS[55]}]
+    assert cloud.call("/api/events", {"events": events})[1]["accepted"] == 2
+    _eventually(10.0, lambda: _history(cloud, visitor) != [])
+    assert _history(cloud, visitor) == ITEMS[55:56]
 
 
 def test_an_item_out_of_stock_is_gone_from_every_surface_within_five_seconds(
