@@ -45,9 +45,10 @@ class DecisionRecord:
 
     `at` is in epoch seconds, `stage_ms` in milliseconds. `history` is (item id, time) as the sources saw
     it, oldest first. `applied` says what events the visitor's values stand on: state key -> mark -> the last
-    sequence number folded in, as `visitor.Reading` has them. `considered` is a sample, the best of the
-    ranked; `remembered` are the candidates worth keeping for the visitor's next request. `counts` and `gate`
-    count items: by stage, and by the rule that dropped them.
+    sequence number folded in, as `visitor.Reading` has them. `feature_fingerprint` names the declarations by
+    which the features were served. `considered` is a sample, the best of the ranked; `remembered` are the
+    candidates worth keeping for the visitor's next request. `counts` and `gate` count items: by stage, and by
+    the rule that dropped them.
     """
 
     recommendation_id: str
@@ -68,6 +69,7 @@ class DecisionRecord:
     visitor_lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     applied: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     request_features: Mapping[str, float | None] = field(default_factory=dict)
+    feature_fingerprint: str = ""
     considered: tuple[ConsideredItem, ...] = ()
     slate: tuple[ShownItem, ...] = ()
     remembered: tuple[str, ...] = ()
@@ -97,7 +99,7 @@ class DecisionRecord:
         if version not in READ_VERSIONS:
             raise InvalidInput("record_version", version, f"this code reads versions {READ_VERSIONS}")
         if version == 1:
-            content = {"visitor_lists": {}, "applied": {}, **content}
+            content = {"visitor_lists": {}, "applied": {}, "feature_fingerprint": "", **content}
         try:
             return cls(**{one.name: _restored(one.name, content[one.name]) for one in fields(cls)})
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -115,6 +115,7 @@ def _respond(run: Run, question: Question, offer: Offer, lines: list[Line]) -> R
         visitor_lists={name: tuple(ids) for name, ids in question.visitor_lists.items()},
         applied=question.reading.applied if question.readable else {},
         request_features=_nullable(question.request_values),
+        feature_fingerprint=stages.features.fingerprint(),
         slate=slate,
         degraded=run.degraded,
         gate=run.dropped,

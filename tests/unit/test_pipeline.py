@@ -465,6 +465,7 @@ def test_every_response_has_a_record_that_survives_json(stages: Stages) -> None:
         assert record.slate == answer.slate
         assert (record.rung, record.snapshot_version) == (answer.fallback, "s1")
         assert (record.request_features["mobile"], record.request_features["mobile_missing"]) == (1.0, 0.0)
+        assert record.feature_fingerprint == FeatureSet(stages.app.features).fingerprint()
         assert "total" in record.stage_ms
         assert DecisionRecord.from_json(record.to_json()) == record
     assert rungs == ["full", "in_process", "remembered", "last_slate", "last_slate"]
