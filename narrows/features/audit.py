@@ -126,11 +126,11 @@ def _all_sources(one: FeatureDeclaration, known: Mapping[str, FeatureDeclaration
 
 
 def _sources(one: FeatureDeclaration) -> str:
-    events = [*one.events, *(name for name in as_texts(one.parameters.get("per")) if name not in one.events)]
+    events, per = "/".join(one.events) or "every event", "/".join(as_texts(one.parameters.get("per")))
     read = ", ".join(_read(one))
     if one.kind in COMPUTED:
         return ", ".join(filter(None, ("the clock" if COMPUTED[one.kind].clock else "", read)))
-    return "/".join(events or ["every event"]) + (f": {read}" if read else "")
+    return (f"{events} per {per}" if per else events) + (f": {read}" if read else "")
 
 
 def _read(one: FeatureDeclaration) -> list[str]:
