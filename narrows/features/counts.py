@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from narrows.events import Event
+from narrows.features.columns import EventColumns, Floats, Integers, extremes, totals
 from narrows.features.declarations import FeatureDeclaration, Parameter
 from narrows.features.folding import NOTHING, State, decay, number
 from narrows.features.parameters import (
@@ -20,6 +24,7 @@ from narrows.features.parameters import (
 )
 from narrows.features.parameters import number as between
 from narrows.features.selection import Selection, selection_of
+from narrows.features.sql_rows import SqlRows
 
 AHEAD_S = 300.0
 
@@ -54,6 +59,17 @@ class Count:
 
     def read(self, state: State, now: float) -> float | None:  # noqa: ARG002  # a count does not age
         return float(state[1]) if state[0] else None
+
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
+        number, total = totals(events.amounts(self.of), groups, size)
+        return np.where(number > 0, total, np.nan)
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        amount = rows.amount(self.of)
+        return {"n": f"count({amount})", "total": f"sum({amount})"}
+
+    def sql_read(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002
+        return parts["total"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,19 @@ class DecayedCount:
 
     def read(self, state: State, now: float) -> float | None:
         return None if state[1] is None else float(state[0] * decay(now - state[1], self.half_life_s))
+
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:
+        amounts = events.amounts(self.of)
+        weights = aged(amounts, events, groups, size, as_of, self.half_life_s)
+        number, total = totals(amounts * weights, groups, size)
+        return np.where(number > 0, total, np.nan)
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        amount, weight = rows.amount(self.of), rows.weight(self.half_life_s)
+        return {"total": f"sum({amount} * {weight})", "newest": newest_of(f"{amount} IS NOT NULL")}
+
+    def sql_read(self, parts: Mapping[str, str], now: str) -> str:
+        return f"{parts['total']} * {ahead(parts['newest'], now, self.half_life_s)}"
 
 
 @dataclass(frozen=True)
@@ -184,6 +213,39 @@ class SmoothedRate:
         trials = state[1] * weight + self.prior_trials
         return float((state[0] * weight + self.prior_successes) / trials)
 
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:
+        successes, trials = events.amounts(self.of), events.amounts(self._shown)
+        either = np.where(np.isnan(successes), trials, successes)
+        weights = np.ones(len(events))
+        if self.half_life_s is not None:
+            weights = aged(either, events, groups, size, as_of, self.half_life_s)
+        number, _ = totals(either, groups, size)
+        _, won = totals(successes * weights, groups, size)
+        _, tried = totals(trials * weights, groups, size)
+        rate = (won + self.prior_successes) / (tried + self.prior_trials)
+        return np.where(number > 0, rate, np.nan)
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        success, trial = rows.amount(self.of), rows.amount(self._shown)
+        newest = newest_of(f"{success} IS NOT NULL OR {trial} IS NOT NULL")
+        weight = "" if self.half_life_s is None else f" * {rows.weight(self.half_life_s)}"
+        return {
+            "successes": f"sum({success}{weight})",
+            "trials": f"sum({trial}{weight})",
+            "newest": newest,
+        }
+
+    def sql_read(self, parts: Mapping[str, str], now: str) -> str:
+        weight = "1D" if self.half_life_s is None else ahead(parts["newest"], now, self.half_life_s)
+        won, tried = (f"coalesce({parts[name]}, 0D) * {weight}" for name in ("successes", "trials"))
+        rate = f"({won} + {self.prior_successes!r}D) / ({tried} + {self.prior_trials!r}D)"
+        return f"CASE WHEN {parts['newest']} IS NOT NULL THEN {rate} END"
+
+    @property
+    def _shown(self) -> Selection:
+        """The trials, each worth as many as it lists."""
+        return replace(self.per, value="impressions")
+
     def _decay(self, age_s: float) -> float:
         return 1.0 if self.half_life_s is None else decay(age_s, self.half_life_s)
 
@@ -245,5 +307,39 @@ class RecentCount:
         first = self._bucket(now) - self.buckets
         return float(sum(total for bucket, total in state if bucket > first)) if state else None
 
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:
+        amounts = events.amounts(self.of)
+        first = np.floor(as_of / self.width_s) - self.buckets
+        recent = np.floor(events.time / self.width_s) > first[groups]
+        number, total = totals(np.where(recent, amounts, amounts * 0.0), groups, size)
+        return np.where(number > 0, total, np.nan)
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        amount, width = rows.amount(self.of), f"{self.width_s!r}D"
+        recent = rows.column(f"floor(time / {width}) > floor(as_of / {width}) - {self.buckets}")
+        return {"n": f"count({amount})", "total": f"sum(CASE WHEN {recent} THEN {amount} END)"}
+
+    def sql_read(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002  # as_of is in the rows
+        return f"CASE WHEN {parts['n']} > 0 THEN coalesce({parts['total']}, 0D) END"
+
     def _bucket(self, time: float) -> int:
-        return int(time // self.width_s)
+        return math.floor(time / self.width_s)
+
+
+def aged(
+    amounts: Floats, events: EventColumns, groups: Integers, size: int, as_of: Floats, half_life_s: float
+) -> Floats:
+    """The weight of each event at its group's moment, or at its newest event where a clock was ahead."""
+    _, newest = extremes(np.where(np.isnan(amounts), np.nan, events.time), groups, size)
+    moment = np.fmax(newest, as_of)
+    return np.asarray(np.exp2((events.time - moment[groups]) / half_life_s), np.float64)
+
+
+def newest_of(condition: str) -> str:
+    """SQL: when the newest of the rows that fit happened."""
+    return f"max(CASE WHEN {condition} THEN time END)"
+
+
+def ahead(newest: str, now: str, half_life_s: float) -> str:
+    """SQL: what brings weights back that were taken at `now` while the newest event was ahead of it."""
+    return f"exp(-greatest({newest} - {now}, 0D) * {math.log(2.0) / half_life_s!r}D)"

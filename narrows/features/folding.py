@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 from narrows.events import Event
+from narrows.features.columns import EventColumns, Floats, Integers
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.parameters import ParameterRule
+from narrows.features.sql_rows import SqlRows
 
 State = Any
 """What a fold holds: a tuple, or a dict from a text to a tuple or number; JSON can write it."""
@@ -39,6 +41,56 @@ class Kind(Protocol):
 
     def read(self, state: State, now: float) -> Any:
         """The value as of `now`, None when no event was ever taken."""
+
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Any:
+        """The value of each group as of its moment, nan or None when it has no event that is taken.
+
+        `groups` says which group each event is in, from 0 to `size` - 1.
+        """
+
+
+class Additive(Kind, Protocol):
+    """A kind whose state Spark SQL aggregates from the rows alone."""
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        """The parts of the state, each the text of an aggregate over the rows."""
+
+    def sql_read(self, parts: Mapping[str, str], now: str) -> str:
+        """The text of the value as of `now`, NULL when no event was taken; `parts` holds the parts' texts."""
+
+
+class Newest(Kind, Protocol):
+    """A kind whose state are the newest `keep` rows that fit a condition."""
+
+    @property
+    def keep(self) -> int:
+        """How many."""
+
+    def sql_entry(self, rows: SqlRows) -> tuple[str, str]:
+        """The text of the condition, and of what the state keeps of a row."""
+
+    def sql_read(self, state: str, now: str) -> str:
+        """The text of the value as of `now`; `state` is an array of entries, the oldest first."""
+
+
+class Tally(Kind, Protocol):
+    """A kind that holds something for each of the `keep` texts with the smallest hashes."""
+
+    @property
+    def keep(self) -> int:
+        """How many."""
+
+    def sql_word(self, rows: SqlRows) -> str:
+        """The column of the text."""
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        """The parts kept for each text, each an aggregate over its rows; `n` counts the rows taken."""
+
+    def sql_taken(self, parts: Mapping[str, str], now: str) -> str:
+        """A condition over the parts: whether the text is among those that the feature holds."""
+
+    def sql_read(self, state: str, now: str) -> str:
+        """The text of the value; `state` is an array of structs hash, word and the parts, by hash."""
 
 
 class DeclaredKind(Kind, Protocol):

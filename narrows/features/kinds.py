@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import cast
 
 from narrows.features.counts import Count, DecayedCount, DecayedSum, RecentCount, SmoothedRate
 from narrows.features.declarations import FeatureDeclaration
-from narrows.features.folding import DeclaredKind, Kind, State, decay
+from narrows.features.folding import Additive, DeclaredKind, Kind, State, decay
 from narrows.features.moments import FirstSeen, LastSeen, ValueStatistics
 from narrows.features.newest import LastN, LastValue
 from narrows.features.scopes import scope_of
@@ -51,4 +52,4 @@ def kind_of(declaration: FeatureDeclaration) -> Kind:
     """The kind with its parameters, wrapped into a pair where the scope is one."""
     kind: Kind = KINDS[declaration.kind].declared(declaration)
     scope = scope_of(declaration.scope)
-    return PerValue.over(kind, scope.by, declaration) if scope and scope.pair else kind
+    return PerValue.over(cast(Additive, kind), scope.by, declaration) if scope and scope.pair else kind

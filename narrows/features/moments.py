@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from narrows.events import Event
+from narrows.features.columns import EventColumns, Floats, Integers, extremes, totals
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.folding import NOTHING, State
 from narrows.features.parameters import ParameterRule, one_of
 from narrows.features.selection import Selection, selection_of
+from narrows.features.sql_rows import SqlRows
 
 STATISTICS = ("mean", "std", "min", "max", "count")
+_AGGREGATES = {"mean": "avg", "std": "stddev_pop", "min": "min", "max": "max", "count": "count"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,18 @@ class FirstSeen:
     def read(self, state: State, now: float) -> float | None:  # noqa: ARG002  # a moment does not age
         return None if state[0] is None else float(state[0])
 
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
+        return extremes(self._times(events), groups, size)[0]
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        return {"time": f"min(CASE WHEN {rows.amount(self.of)} IS NOT NULL THEN time END)"}
+
+    def sql_read(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002
+        return parts["time"]
+
+    def _times(self, events: EventColumns) -> Floats:
+        return np.where(events.taken(self.of), events.time, np.nan)
+
 
 @dataclass(frozen=True)
 class LastSeen(FirstSeen):
@@ -59,6 +76,12 @@ class LastSeen(FirstSeen):
         if left[0] is None or right[0] is None:
             return right if left[0] is None else left
         return left if left[0] >= right[0] else right
+
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
+        return extremes(self._times(events), groups, size)[1]
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        return {"time": f"max(CASE WHEN {rows.amount(self.of)} IS NOT NULL THEN time END)"}
 
 
 @dataclass(frozen=True)
@@ -111,3 +134,24 @@ class ValueStatistics:
         deviation = math.sqrt(m2 / number)
         values = {"mean": mean, "std": deviation, "min": low, "max": high, "count": number}
         return float(values[self.statistic])
+
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
+        amounts = events.amounts(self.of)
+        known = np.flatnonzero(~np.isnan(amounts))
+        number, total = totals(amounts, groups, size)
+        if self.statistic in ("min", "max"):
+            return extremes(amounts, groups, size)[self.statistic == "max"]
+        with np.errstate(invalid="ignore"):
+            mean = total / number
+            squares = (amounts[known] - mean[groups[known]]) ** 2
+            spread = np.bincount(groups[known], weights=squares, minlength=size)
+            values = {"mean": mean, "std": np.sqrt(spread / number), "count": number}
+        return np.where(number > 0, values[self.statistic], np.nan)
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        return {"value": f"{_AGGREGATES[self.statistic]}({rows.amount(self.of)})"}
+
+    def sql_read(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002
+        if self.statistic == "count":
+            return f"cast(nullif({parts['value']}, 0) AS double)"
+        return parts["value"]

@@ -6,11 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from narrows.events import Event
+from narrows.features.columns import EventColumns, Floats, Integers, Objects, newest
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.folding import State, number
-from narrows.features.parameters import ParameterRule, as_texts, texts, whole
+from narrows.features.parameters import ParameterRule, as_texts, whole
+from narrows.features.parameters import texts as closed_list
 from narrows.features.selection import Selection, selection_of
+from narrows.features.sql_rows import SqlRows, literal
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,26 @@ class LastN:
         """Item ids from the oldest to the newest, as far as they had happened at `now`."""
         return [entry[2] for entry in state if entry[0] <= now] if state else None
 
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Objects:
+        """For each group its list of item ids, None for no event."""
+        items = events.text("item_id")
+        rows = newest(events, events.taken(self.of) & (items.codes >= 0), groups, self.keep)
+        lists = np.full(size, None, np.object_)
+        for group in np.unique(groups[rows]):
+            lists[group] = []
+        happened = rows[events.time[rows] <= as_of[groups[rows]]]
+        for group, item in zip(groups[happened].tolist(), items.codes[happened].tolist(), strict=True):
+            lists[group].append(items.words[item])
+        return lists
+
+    def sql_entry(self, rows: SqlRows) -> tuple[str, str]:
+        item_id = rows.column(rows.text("item_id"))
+        condition = rows.column(f"{rows.taken(self.of)} AND {rows.text('item_id')} IS NOT NULL")
+        return condition, f"struct(time, event_id, {item_id} AS item_id, event_type)"
+
+    def sql_read(self, state: str, now: str) -> str:
+        return f"transform(filter({state}, one -> one.time <= {now}), one -> one.item_id)"
+
     def _newest(self, entries: Iterable[Iterable[Any]]) -> State:
         return tuple(sorted({tuple(entry) for entry in entries}))[-self.keep :]
 
@@ -66,12 +91,13 @@ class LastValue:
 
     name: ClassVar[str] = "last_value"
     PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = {
-        "values": texts("the known texts", "list the texts that matter, each once", required=False)
+        "values": closed_list("the known texts", "list the texts that matter, each once", required=False)
     }
     VALUE: ClassVar[str] = "any"
     IN_PAIRS: ClassVar[bool] = False
+    keep: ClassVar[int] = 1
     of: Selection
-    values: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
     @classmethod
     def declared(cls, declaration: FeatureDeclaration) -> LastValue:
@@ -94,10 +120,38 @@ class LastValue:
     def read(self, state: State, now: float) -> float | None:  # noqa: ARG002  # a value does not age
         return float(state[2]) if state else None
 
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
+        amounts = self._amounts(events)
+        rows = newest(events, ~np.isnan(amounts), groups, keep=1)
+        values = np.full(size, np.nan)
+        values[groups[rows]] = amounts[rows]
+        return values
+
+    def sql_entry(self, rows: SqlRows) -> tuple[str, str]:
+        if not self.texts:
+            amount = rows.amount(self.of)
+        else:
+            word = rows.word(self.of)
+            place = f"array_position(array({', '.join(map(literal, self.texts))}), {word})"
+            amount = f"coalesce(nullif({place}, 0) - 1, {len(self.texts)})"
+            amount = f"CASE WHEN {word} IS NOT NULL THEN cast({amount} AS double) END"
+        return f"{amount} IS NOT NULL", f"struct(time, event_id, {amount} AS value)"
+
+    def sql_read(self, state: str, now: str) -> str:  # noqa: ARG002  # a value does not age
+        return f"element_at({state}, -1).value"
+
+    def _amounts(self, events: EventColumns) -> Floats:
+        if not self.texts:
+            return events.amounts(self.of)
+        column = events.words(self.of)
+        places = {text: place for place, text in enumerate(self.texts)}
+        codes = [float(places.get(word, len(places))) for word in column.words]
+        return np.array([*codes, np.nan])[column.codes]
+
     def _number(self, event: Event) -> float | None:
-        if not self.values:
+        if not self.texts:
             return self.of.amount(event)
         text = self.of.text(event)
         if text is None:
             return None
-        return float(self.values.index(text) if text in self.values else len(self.values))
+        return float(self.texts.index(text) if text in self.texts else len(self.texts))

@@ -8,9 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from narrows.errors import SettingsError
 from narrows.events import Event
 from narrows.features.checks import check
+from narrows.features.columns import EventColumns, Floats, prefixes
 from narrows.features.computed import ComputedFeatures
 from narrows.features.declarations import FeatureDeclaration, canonical, meaning
 from narrows.features.kinds import KINDS, Kind, LastN, PerValue, Selection, State, kind_of
@@ -72,6 +76,7 @@ class FeatureSet:
             self._folds.append((HISTORY, IMPLICIT_HISTORY))
         self._history_keys = [key for key, kind in self._folds if isinstance(kind, LastN)]
         self._plans: dict[str, tuple[_Step, ...]] = {}
+        self._fingerprint = ""
 
     @property
     def item_features(self) -> tuple[Feature, ...]:
@@ -141,6 +146,27 @@ class FeatureSet:
             values[feature.name + MISSING_SUFFIX] = float(value is None)
         return values
 
+    def values(self, events: EventColumns, keys: Sequence[str], as_of: Floats) -> dict[str, NDArray[Any]]:
+        """Of every request, a key and a moment, the values of the key's events up to that moment.
+
+        Numbers come with their defaults and flags as in `read`. A list feature gives lists of item ids, a
+        pair mappings from text to value, both under the feature's name.
+        """
+        rows, requests = prefixes(events, keys, as_of)
+        past = events.take(rows)
+        values: dict[str, NDArray[Any]] = {}
+        for feature in self.features:
+            found = feature.kind.values(past, requests, len(keys), as_of)
+            if isinstance(feature.kind, LastN | PerValue):
+                for row in (row for row, one in enumerate(found) if one is None):
+                    found[row] = [] if isinstance(feature.kind, LastN) else {}
+                values[feature.name] = found
+                continue
+            missing = np.isnan(found)
+            values[feature.name] = np.where(missing, feature.declaration.default, found)
+            values[feature.name + MISSING_SUFFIX] = missing.astype(np.float64)
+        return values
+
     def lists(self, state: Features, now: float) -> dict[str, list[str]]:
         """The item ids of each list feature, from the oldest to the newest."""
         found = {}
@@ -156,8 +182,10 @@ class FeatureSet:
 
     def fingerprint(self) -> str:
         """Changes exactly when what a served value means changes; descriptions and owners do not count."""
-        meanings = [meaning(one) for one in sorted(self.declarations, key=lambda one: one.name)]
-        return hashlib.sha256(canonical(meanings)).hexdigest()[:32]
+        if not self._fingerprint:
+            meanings = [meaning(one) for one in sorted(self.declarations, key=lambda one: one.name)]
+            self._fingerprint = hashlib.sha256(canonical(meanings)).hexdigest()[:32]
+        return self._fingerprint
 
 
 def _base(declaration: FeatureDeclaration) -> str:

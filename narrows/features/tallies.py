@@ -11,11 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from narrows.events import Event
+from narrows.features.columns import (
+    EventColumns,
+    Floats,
+    Integers,
+    Objects,
+    TextColumn,
+    extremes,
+    from_start,
+)
 from narrows.features.declarations import FeatureDeclaration
-from narrows.features.folding import Kind, State, number
+from narrows.features.folding import Additive, State, number
 from narrows.features.parameters import ParameterRule, whole
 from narrows.features.selection import HASH_RANGE, Selection, selection_of, text_hash
+from narrows.features.sql_rows import SqlRows
 
 KEEP = 100
 
@@ -64,6 +76,28 @@ class DistinctCount:
             return float(len(state)) or None
         return float((self.keep - 1) * HASH_RANGE / state[-1])
 
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
+        pairs = Pairs.of(events, events.words(self.of), groups)
+        kept = pairs.least(self.keep)
+        number = np.bincount(pairs.group[kept], minlength=size).astype(np.float64)
+        greatest = extremes(pairs.mark[kept].astype(np.float64), pairs.group[kept], size)[1]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            estimate = (self.keep - 1) * float(HASH_RANGE) / greatest
+        return np.where(number == 0, np.nan, np.where(number < self.keep, number, estimate))
+
+    def sql_word(self, rows: SqlRows) -> str:
+        return rows.word(Selection(value=self.of.value))
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        return {"n": f"count({rows.word(self.of)})"}
+
+    def sql_taken(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002
+        return f"{parts['n']} > 0"
+
+    def sql_read(self, state: str, now: str) -> str:  # noqa: ARG002  # a sketch does not age
+        estimate = f"{float((self.keep - 1) * HASH_RANGE)!r}D / element_at({state}, -1).mark"
+        return f"CASE WHEN size({state}) < {self.keep} THEN cast(size({state}) AS double) ELSE {estimate} END"
+
 
 @dataclass(frozen=True)
 class PerValue:
@@ -76,14 +110,13 @@ class PerValue:
     PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = {
         "keep": whole("how many values are kept", 1, 1000, required=False)
     }
-    VALUE: ClassVar[str] = "number?"
     IN_PAIRS: ClassVar[bool] = False
-    kind: Kind
+    kind: Additive
     by: str
     keep: int = KEEP
 
     @classmethod
-    def over(cls, kind: Kind, by: str, declaration: FeatureDeclaration) -> PerValue:
+    def over(cls, kind: Additive, by: str, declaration: FeatureDeclaration) -> PerValue:
         """The pair of a declaration whose scope names `by`."""
         return cls(kind, by, int(number(declaration, "keep", cls.keep)))
 
@@ -113,6 +146,36 @@ class PerValue:
     def read(self, state: State, now: float) -> dict[str, float] | None:
         """The value of each text that the state holds."""
         return {text: self.kind.read(one, now) for text, one in sorted(state.items())} or None
+
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Objects:
+        """For each group a mapping from text to value, None for no event."""
+        column = events.text(self.by)
+        pairs = Pairs.of(events, column, groups)
+        known = pairs.place >= 0
+        inner = self.kind.values(events.take(known), pairs.place[known], len(pairs), as_of[pairs.group])
+        taken = np.flatnonzero(~np.isnan(inner))
+        kept = taken[pairs.only(taken).least(self.keep)]
+        found = np.full(size, None, np.object_)
+        for place in kept[np.lexsort((pairs.order[kept], pairs.group[kept]))].tolist():
+            group = pairs.group[place]
+            found[group] = found[group] or {}
+            found[group][column.words[pairs.word[place]]] = float(inner[place])
+        return found
+
+    def sql_word(self, rows: SqlRows) -> str:
+        return rows.word(Selection(value=self.by))
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        return self.kind.sql_state(rows)
+
+    def sql_taken(self, parts: Mapping[str, str], now: str) -> str:
+        return f"({self.kind.sql_read(parts, now)}) IS NOT NULL"
+
+    def sql_read(self, state: str, now: str) -> str:
+        parts = {name: f"one.{name}" for name in self.kind.sql_state(SqlRows())}
+        return (
+            f"map_from_entries(transform({state}, one -> struct(one.word, {self.kind.sql_read(parts, now)})))"
+        )
 
     def _kept(self, state: dict[str, Any]) -> State:
         return least_hashes(state, self.keep)
@@ -157,6 +220,67 @@ class Entropy:
             return None
         shares = (count / total for count in state.values())
         return max(0.0, -float(sum(share * math.log2(share) for share in shares)))
+
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
+        pairs = Pairs.of(events, events.words(self.of), groups)
+        kept = pairs.least(self.keep)
+        counts = np.bincount(pairs.place[pairs.place >= 0], minlength=len(pairs))[kept].astype(np.float64)
+        total = np.bincount(pairs.group[kept], weights=counts, minlength=size)
+        shares = counts / total[pairs.group[kept]]
+        bits = -np.bincount(pairs.group[kept], weights=shares * np.log2(shares), minlength=size)
+        return np.where(total > 0, np.maximum(bits, 0.0), np.nan)
+
+    def sql_word(self, rows: SqlRows) -> str:
+        return rows.word(Selection(value=self.of.value))
+
+    def sql_state(self, rows: SqlRows) -> dict[str, str]:
+        return {"n": f"count({rows.word(self.of)})"}
+
+    def sql_taken(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002
+        return f"{parts['n']} > 0"
+
+    def sql_read(self, state: str, now: str) -> str:  # noqa: ARG002  # counts do not age
+        total = f"aggregate({state}, 0L, (sum, one) -> sum + one.n)"
+        bits = f"aggregate({state}, 0D, (sum, one) -> sum - one.n / {total} * log2(one.n / {total}))"
+        return f"greatest({bits}, 0D)"
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """The different (group, text) of some events: `word` is the text's place, `mark` its hash.
+
+    `place` says of each event which pair it is in, -1 for none; `order` is the text's place by code points.
+    """
+
+    group: Integers
+    word: Integers
+    mark: Integers
+    order: Integers
+    place: Integers
+
+    @staticmethod
+    def of(events: EventColumns, column: TextColumn, groups: Integers) -> Pairs:
+        """The pairs of events in these groups with this column."""
+        known = column.codes >= 0
+        width = max(1, len(column.words))
+        joined, at = np.unique(groups[known] * width + column.codes[known], return_inverse=True)
+        place = np.full(len(events), -1, np.int64)
+        place[known] = at
+        word = joined % width
+        return Pairs(joined // width, word, column.hashes[word], column.places[word], place)
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def only(self, chosen: Integers) -> Pairs:
+        """Some of them; their events are left out."""
+        nothing = np.empty(0, np.int64)
+        return Pairs(self.group[chosen], self.word[chosen], self.mark[chosen], self.order[chosen], nothing)
+
+    def least(self, keep: int) -> Integers:
+        """The places of the `keep` pairs with the smallest hashes in each group."""
+        ordered = np.lexsort((self.order, self.mark, self.group))
+        return np.asarray(ordered[from_start(self.group[ordered]) < keep], np.int64)
 
 
 def least_hashes(state: dict[str, Any], keep: int) -> dict[str, Any]:

@@ -54,7 +54,7 @@ EVERY_KIND = [
     LastN(Selection(), keep=3),
     LastN(CLICKS, keep=5),
     LastValue(PRICES),
-    LastValue(COLOURS, values=("red", "blue")),
+    LastValue(COLOURS, texts=("red", "blue")),
     DistinctCount(COLOURS, keep=3),
     DistinctCount(Selection(value="item_id"), keep=64),
     FirstSeen(CLICKS),

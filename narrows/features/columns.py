@@ -1,0 +1,205 @@
+"""Events as arrays: what the numpy rendering of every kind reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrows.events import Event, Scalar
+from narrows.features.selection import FIELDS, NUMBER_FIELDS, Selection, text_hash
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Truths = NDArray[np.bool_]
+Objects = NDArray[np.object_]
+
+
+@dataclass(frozen=True, eq=False)
+class TextColumn:
+    """Texts as places in `words`, -1 for none."""
+
+    codes: Integers
+    words: tuple[str, ...]
+
+    @staticmethod
+    def of(texts: Iterable[str | None]) -> TextColumn:
+        """An empty text is none."""
+        known: dict[str, int] = {}
+        codes = [known.setdefault(text, len(known)) if text else -1 for text in texts]
+        return TextColumn(np.array(codes, np.int64), tuple(known))
+
+    def take(self, chosen: NDArray[Any]) -> TextColumn:
+        """These rows."""
+        return TextColumn(self.codes[chosen], self.words)
+
+    def among(self, texts: Iterable[str]) -> Truths:
+        """Whether each text is one of these."""
+        wanted = set(texts)
+        marks = np.array([*(word in wanted for word in self.words), False])
+        return np.asarray(marks[self.codes], np.bool_)
+
+    @property
+    def hashes(self) -> Integers:
+        """The hash of every word."""
+        return np.array([text_hash(word) for word in self.words], np.int64)
+
+    @property
+    def places(self) -> Integers:
+        """For every word its place in the order of code points."""
+        order = sorted(range(len(self.words)), key=self.words.__getitem__)
+        places = np.empty(len(order), np.int64)
+        places[order] = np.arange(len(order))
+        return places
+
+
+@dataclass(frozen=True, eq=False)
+class EventColumns:
+    """Events, one a row. `key` says whose they are; `order` is the place of the event's id among all ids.
+
+    `texts` and `numbers` hold fields and properties by name, as `Selection` names them; nan is no number.
+    """
+
+    key: TextColumn
+    time: Floats
+    order: Integers
+    texts: Mapping[str, TextColumn]
+    numbers: Mapping[str, Floats]
+
+    @staticmethod
+    def of(events: Sequence[Event]) -> EventColumns:
+        """The columns of these events, each belonging to its visitor."""
+        names = sorted({name for event in events for name in event.properties})
+        texts = {name: [_text(one.properties.get(name)) for one in events] for name in names}
+        numbers = {name: [_number(one.properties.get(name)) for one in events] for name in names}
+        for name, read in FIELDS.items():
+            if name in NUMBER_FIELDS:
+                numbers[name] = [_number(read(one)) for one in events]
+                texts.pop(name, None)
+            else:
+                texts[name] = [_text(read(one)) for one in events]
+                numbers.pop(name, None)
+        ids = TextColumn.of(one.event_id for one in events)
+        return EventColumns(
+            key=TextColumn.of(one.visitor_key for one in events),
+            time=np.array([one.time for one in events], np.float64),
+            order=ids.places[ids.codes] if events else ids.codes,
+            texts={name: TextColumn.of(column) for name, column in texts.items()},
+            numbers={name: np.array(column, np.float64) for name, column in numbers.items()},
+        )
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def take(self, chosen: NDArray[Any]) -> EventColumns:
+        """These rows, by a mask or by their places."""
+        texts = {name: column.take(chosen) for name, column in self.texts.items()}
+        numbers = {name: column[chosen] for name, column in self.numbers.items()}
+        return EventColumns(self.key.take(chosen), self.time[chosen], self.order[chosen], texts, numbers)
+
+    def keyed(self, keys: Iterable[str | None]) -> EventColumns:
+        """The same events under other keys, such as their items; an event under none belongs to nobody."""
+        return replace(self, key=TextColumn.of(keys))
+
+    def number(self, name: str) -> Floats:
+        """A field or property, nan where it is no finite number."""
+        found = self.numbers.get(name)
+        if found is None:
+            return np.full(len(self), np.nan)
+        return np.where(np.isfinite(found), found, np.nan)
+
+    def text(self, name: str) -> TextColumn:
+        """A field or property as text."""
+        found = self.texts.get(name)
+        return TextColumn(np.full(len(self), -1, np.int64), ()) if found is None else found
+
+    def taken(self, by: Selection) -> Truths:
+        """Whether type and `where` of the selection fit."""
+        taken = self.text("event_type").among(by.types) if by.types else np.ones(len(self), np.bool_)
+        for name, wanted in by.where.items():
+            fits = self.text(name).among([wanted]) if isinstance(wanted, str) else self.number(name) == wanted
+            taken = taken & fits
+        return taken
+
+    def amounts(self, of: Selection) -> Floats:
+        """What each event adds, nan where the selection does not take it."""
+        amounts = np.ones(len(self)) if of.value is None else self.number(of.value)
+        return np.where(self.taken(of), amounts, np.nan)
+
+    def words(self, of: Selection) -> TextColumn:
+        """The text that each event gives, none where the selection does not take it."""
+        column = self.text(of.value or "")
+        return TextColumn(np.where(self.taken(of), column.codes, -1), column.words)
+
+
+def _text(value: Scalar | None) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: Scalar | None) -> float:
+    return float("nan") if value is None or isinstance(value, str) else float(value)
+
+
+def totals(amounts: Floats, groups: Integers, size: int) -> tuple[Floats, Floats]:
+    """Of each group how many amounts are known, and their sum."""
+    known = ~np.isnan(amounts)
+    number = np.bincount(groups[known], minlength=size).astype(np.float64)
+    total: Floats = np.bincount(groups[known], weights=amounts[known], minlength=size).astype(np.float64)
+    return number, total
+
+
+def extremes(values: Floats, groups: Integers, size: int) -> tuple[Floats, Floats]:
+    """The least and the greatest known value of each group, nan where none is known."""
+    known = ~np.isnan(values)
+    least, greatest = np.full(size, np.inf), np.full(size, -np.inf)
+    np.minimum.at(least, groups[known], values[known])
+    np.maximum.at(greatest, groups[known], values[known])
+    empty = np.isinf(least)
+    return np.where(empty, np.nan, least), np.where(empty, np.nan, greatest)
+
+
+def newest(events: EventColumns, chosen: Truths, groups: Integers, keep: int) -> Integers:
+    """The rows of the newest `keep` chosen events of each group, by group and from oldest to newest."""
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.lexsort((events.order[rows], events.time[rows], groups[rows]))]
+    return rows[_from_end(groups[rows]) < keep]
+
+
+def _from_end(ordered: Integers) -> Integers:
+    """The number of later rows of the same group, in rows that are ordered by group."""
+    ends = np.searchsorted(ordered, ordered, side="right")
+    return np.asarray(ends - 1 - np.arange(len(ordered)), np.int64)
+
+
+def from_start(ordered: Integers) -> Integers:
+    """The number of earlier rows of the same group, in rows that are ordered by group."""
+    return np.asarray(np.arange(len(ordered)) - np.searchsorted(ordered, ordered, side="left"), np.int64)
+
+
+def prefixes(events: EventColumns, keys: Sequence[str], as_of: Floats) -> tuple[Integers, Integers]:
+    """For every request the rows of its key's events up to its moment: (rows, the request of each)."""
+    place = {word: code for code, word in enumerate(events.key.words)}
+    wanted = np.array([place.get(key, -1) for key in keys], np.int64)
+    order = np.lexsort((events.time, events.key.codes))
+    codes, times = events.key.codes[order], events.time[order]
+    starts = np.searchsorted(codes, np.where(wanted < 0, len(place), wanted))
+    ends = _ends(codes, times, wanted, as_of)
+    lengths = np.maximum(0, np.where(wanted < 0, 0, ends - starts))
+    requests = np.repeat(np.arange(len(wanted)), lengths)
+    within = np.arange(len(requests)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return order[starts[requests] + within], requests
+
+
+def _ends(codes: Integers, times: Floats, wanted: Integers, as_of: Floats) -> Integers:
+    """Of (code, time) pairs in order, how many are at or before each wanted pair."""
+    joined = np.concatenate([codes, wanted])
+    moments = np.concatenate([times, as_of])
+    late = np.concatenate([np.zeros(len(codes), np.int64), np.ones(len(wanted), np.int64)])
+    order = np.lexsort((late, moments, joined))
+    before = np.cumsum(late[order] == 0)
+    ends = np.empty(len(joined), np.int64)
+    ends[order] = before
+    return ends[len(codes) :]

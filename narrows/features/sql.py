@@ -1,0 +1,236 @@
+"""Features as text of Spark SQL: one aggregate grouped by (key, as_of), for tonight and for any moment.
+
+The text reads a relation with the columns of the lake's events, `key` and `as_of`. Every property is
+extracted once and every selection judged once. Kinds that add up share one hash aggregate; kinds that hold
+something for each text share one for each property; kinds that keep the newest share one sort. An event after
+`as_of` counts only where the caller gives it, as a stream does whose client's clock is ahead.
+"""
+
+# ruff: noqa: S608  # the text is made of declarations that passed the checks, and every literal is escaped
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from narrows.events import EXCLUDING_TYPES
+from narrows.features.folding import Additive, Newest, Tally
+from narrows.features.kinds import DistinctCount, Kind, LastN, LastValue, PerValue, Selection
+from narrows.features.registry import Feature, FeatureSet
+from narrows.features.sql_rows import SqlRows, literal
+from narrows.features.tallies import Entropy
+
+COLUMNS = (
+    *("event_id", "event_type", "time", "user_id", "session_id", "item_id", "value", "position", "surface"),
+    *("impression", "query", "texts", "numbers"),
+)
+"""The columns of the lake that features read."""
+_ITEM = {"item_id": "key AS item_id", "impression": "cast(NULL AS array<string>) AS impression"}
+_WORD = {"mark": "mark", "word": "word"}
+_MARK = "cast(conv(substr(md5(cast(word AS binary)), 1, 15), 16, 10) AS bigint)"
+
+
+def keyed_sql(scope: str, events: str) -> str:
+    """The lake's events that count, each with the `key` of what it belongs to in this scope.
+
+    Without consent, with a mark, or of a type that only hides items, an event counts nowhere. An impression
+    without an item counts for each item that it showed.
+    """
+    excluded = ", ".join(literal(one) for one in sorted(EXCLUDING_TYPES))
+    counts = f"consent AND coalesce(size(marks), 0) <= 0 AND event_type NOT IN ({excluded})"
+    chosen = f"SELECT * FROM {events} WHERE {counts}"
+    if scope == "item":
+        shown = "explode(CASE WHEN item_id IS NULL THEN array_distinct(impression) ELSE array(item_id) END)"
+        columns = ", ".join(_ITEM.get(name, name) for name in COLUMNS)
+        return f"SELECT key, {columns} FROM (SELECT *, {shown} AS key FROM ({chosen}))"
+    key = _key(scope)
+    return f"SELECT {key} AS key, {', '.join(COLUMNS)} FROM ({chosen}) WHERE {key} IS NOT NULL"
+
+
+def states_sql(
+    feature_set: FeatureSet, scope: str, events: str, requests: str | None = None, since: str = "time"
+) -> str:
+    """One SELECT: key, as_of and a column with the state of every feature of the scope.
+
+    `events` is a relation with the lake's columns and `key`. With `requests`, a relation of key and as_of,
+    each request gets the state of the events up to its moment, also where there are none; without, `events`
+    has `as_of` itself and says what belongs to which moment. `since` names the column that says from when
+    on an event is known for the key; what the features fold is its `time`.
+    """
+    return _Query(features_of(feature_set, scope)).states(events, requests, since)
+
+
+def values_sql(
+    feature_set: FeatureSet, scope: str, events: str, requests: str | None = None, since: str = "time"
+) -> str:
+    """One SELECT over `states_sql`: the value of every feature as of `as_of`, NULL where it is missing.
+
+    A feature is a double, a list an array of item ids, a pair a map from text to double.
+    """
+    query = _Query(features_of(feature_set, scope))
+    return f"SELECT key, as_of, {query.reads()} FROM ({query.states(events, requests, since)})"
+
+
+def features_of(feature_set: FeatureSet, scope: str) -> tuple[Feature, ...]:
+    """The features that events of this scope fold into; pairs belong to the scope of their first half."""
+    if scope.startswith("by:"):
+        return tuple(one for one in feature_set.group_features if one.declaration.scope == scope)
+    return feature_set.scoped(scope).features
+
+
+@dataclass
+class _Query:
+    """One pass: the aggregates that are shared, and what each feature finds where."""
+
+    features: Sequence[Feature]
+    rows: SqlRows = field(default_factory=SqlRows)
+
+    def __post_init__(self) -> None:
+        self.added: dict[str, str] = {}
+        self.parts: dict[str, Mapping[str, str]] = {}
+        self.newest: dict[str, tuple[Newest, str, str]] = {}
+        self.tallied: dict[str, dict[str, Tally]] = {}
+        for feature in self.features:
+            self._place(feature.name, feature.kind)
+            group = _group(feature)
+            if group:
+                self._place(f"{feature.name}_group", group)
+
+    def _place(self, name: str, kind: Kind) -> None:
+        if isinstance(kind, LastN | LastValue):
+            condition, entry = kind.sql_entry(self.rows)
+            self.newest[name] = (kind, condition, entry)
+        elif isinstance(kind, PerValue | Entropy | DistinctCount):
+            self.tallied.setdefault(kind.sql_word(self.rows), {})[name] = kind
+        else:
+            self.parts[name] = self._shared(cast(Additive, kind).sql_state(self.rows), self.added)
+
+    def states(self, events: str, requests: str | None, since: str) -> str:
+        words = {word: (f"narrows_by_{word}", kinds) for word, kinds in self.tallied.items()}
+        tallies = [self._tally(word, kinds) for word, kinds in self.tallied.items()]
+        relations = {
+            "narrows_added": f"SELECT key, as_of{_also(self.added)} FROM narrows_judged GROUP BY key, as_of",
+            **({"narrows_newest": self._newest()} if self.newest else {}),
+            **{name: text for (name, _), text in zip(words.values(), tallies, strict=True)},
+        }
+        columns = [
+            *(f"{_struct(parts)} AS {name}" for name, parts in self.parts.items()),
+            *self.newest,
+            *(name for kinds in self.tallied.values() for name in kinds),
+        ]
+        joins = "".join(f" LEFT JOIN {name} USING (key, as_of)" for name in list(relations)[1:])
+        before = {
+            "narrows_extracted": self._extracted(events, requests, since),
+            "narrows_judged": self._judged(),
+        }
+        named = ", ".join(f"{name} AS ({text})" for name, text in {**before, **relations}.items())
+        return f"WITH {named} SELECT {', '.join(['key', 'as_of', *columns])} FROM narrows_added{joins}"
+
+    def reads(self) -> str:
+        return ", ".join(f"{self._read(feature)} AS {feature.name}" for feature in self.features)
+
+    def _shared(self, state: Mapping[str, str], into: dict[str, str]) -> dict[str, str]:
+        """The column of each part; features with the same aggregate share it."""
+        return {part: into.setdefault(text, f"s{len(into)}") for part, text in state.items()}
+
+    def _extracted(self, events: str, requests: str | None, since: str) -> str:
+        types = self._types()
+        columns = "".join(f", {text} AS {name}" for text, name in self.rows.extracted.items())
+        read = f"time, event_id, event_type, {self.rows.event_type()} AS kind{columns}"
+        where = f" WHERE event_type IN ({', '.join(map(literal, sorted(types)))})" if types else ""
+        if requests is None:
+            return f"SELECT key, as_of, {read} FROM {events}{where}"
+        asked = f"SELECT DISTINCT key, as_of FROM {requests}"
+        names = ", ".join(["time", "event_id", "event_type", "kind", *self.rows.extracted.values()])
+        return (
+            f"SELECT asked.key, as_of, {names} FROM ({asked}) asked "
+            f"LEFT JOIN (SELECT key, {since} AS since, {read} FROM {events}{where}) event "
+            "ON event.key = asked.key AND event.since <= asked.as_of"
+        )
+
+    def _judged(self) -> str:
+        columns = "".join(f", {text} AS {name}" for text, name in self.rows.judged.items())
+        return f"SELECT key, as_of, time, event_id, event_type, kind{columns} FROM narrows_extracted"
+
+    def _types(self) -> frozenset[str]:
+        """The event types that can change anything; empty for every type."""
+        each = [one.kind.types for one in self.features]
+        return frozenset().union(*each) if all(each) else frozenset()
+
+    def _newest(self) -> str:
+        conditions = list(dict.fromkeys(condition for _, condition, _ in self.newest.values()))
+        ranks = {condition: f"r{place}" for place, condition in enumerate(conditions)}
+        ranked = "".join(f", sum(int({one})) OVER newest AS {rank}" for one, rank in ranks.items())
+        kept = {
+            name: f"{condition} AND {ranks[condition]} <= {kind.keep}"
+            for name, (kind, condition, _) in self.newest.items()
+        }
+        lists = [
+            f"array_sort(collect_list(CASE WHEN {kept[name]} THEN {entry} END)) AS {name}"
+            for name, (_, _, entry) in self.newest.items()
+        ]
+        return (
+            f"SELECT key, as_of, {', '.join(lists)} FROM (SELECT *{ranked} FROM narrows_judged "
+            f"WHERE {_any(conditions)} WINDOW newest AS (PARTITION BY key, as_of "
+            "ORDER BY time DESC, event_id DESC ROWS UNBOUNDED PRECEDING)) "
+            f"WHERE {_any(kept.values())} GROUP BY key, as_of"
+        )
+
+    def _tally(self, word: str, kinds: Mapping[str, Tally]) -> str:
+        shared: dict[str, str] = {}
+        parts = {name: self._shared(kind.sql_state(self.rows), shared) for name, kind in kinds.items()}
+        lists = [
+            f"slice(array_sort(collect_list(CASE WHEN {kind.sql_taken(parts[name], 'as_of')} THEN "
+            f"{_struct({**_WORD, **parts[name]})} END)), 1, {kind.keep}) AS {name}"
+            for name, kind in kinds.items()
+        ]
+        types = [kind.types for kind in kinds.values()]
+        chosen = f" AND {self.rows.is_type(frozenset().union(*types))}" if all(types) else ""
+        each = (
+            f"SELECT key, as_of, {word} AS word{_also(shared)} FROM narrows_judged "
+            f"WHERE {word} IS NOT NULL{chosen} GROUP BY key, as_of, {word}"
+        )
+        marked = f"SELECT *, {_MARK} AS mark FROM ({each})"
+        return f"SELECT key, as_of, {', '.join(lists)} FROM ({marked}) GROUP BY key, as_of"
+
+    def _read(self, feature: Feature) -> str:
+        name, kind = feature.name, feature.kind
+        if isinstance(kind, LastN | LastValue):
+            read = kind.sql_read(name, "as_of")
+        elif isinstance(kind, PerValue | Entropy | DistinctCount):
+            read = f"CASE WHEN size({name}) > 0 THEN {kind.sql_read(name, 'as_of')} END"
+        else:
+            parts = {part: f"{name}.{part}" for part in self.parts[name]}
+            read = cast(Additive, kind).sql_read(parts, "as_of")
+        group = _group(feature)
+        return f"CASE WHEN size({name}_group) >= {group.keep} THEN {read} END" if group else read
+
+
+def _group(feature: Feature) -> DistinctCount | None:
+    """What counts the members of a feature's group, where the declaration asks for at least some."""
+    least, distinct = (feature.declaration.parameters.get(name) for name in ("minimum_group", "distinct"))
+    if not isinstance(least, int) or not isinstance(distinct, str):
+        return None
+    return DistinctCount(Selection(feature.kind.types, dict(feature.declaration.where), distinct), least)
+
+
+def _key(scope: str) -> str:
+    if scope in ("user", "session"):
+        return f"concat('{scope[0]}#', {scope}_id)"
+    if scope.startswith("by:"):
+        rows = SqlRows()
+        rows.text(scope.removeprefix("by:"))
+        return next(iter(rows.extracted))
+    return "visitor"
+
+
+def _also(columns: Mapping[str, str]) -> str:
+    return "".join(f", {text} AS {name}" for text, name in columns.items())
+
+
+def _struct(parts: Mapping[str, str]) -> str:
+    return f"named_struct({', '.join(f'{literal(part)}, {column}' for part, column in parts.items())})"
+
+
+def _any(conditions: Iterable[str]) -> str:
+    return " OR ".join(f"({one})" for one in conditions)
