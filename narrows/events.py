@@ -146,6 +146,8 @@ def from_record(record: object) -> Event:
             raise InvalidInput(name, record.get(name), "a stored event has a non-empty string here")
     if not record.get("user_id") and not record.get("session_id"):
         raise InvalidInput("user_id", None, "a stored event has user_id or session_id")
+    if not isinstance(record.get("consent"), bool | None):
+        raise InvalidInput("consent", record["consent"], "a stored event has true or false here, or nothing")
     time = _stored_number(record, "sent_at")
     if time is None:
         raise InvalidInput("sent_at", None, "a stored event has its time in epoch seconds here")

@@ -69,6 +69,7 @@ def test_a_record_of_version_1_is_read() -> None:
         ({"properties": {"a": {"b": 1}}}, "properties.a"),
         ({"properties": {"a": 10**400}}, "properties.a"),
         ({"marks": "bot"}, "marks"),
+        ({"consent": "no"}, "consent"),
         ({"schema_version": 3}, "schema_version"),
         ({"schema_version": "2"}, "schema_version"),
         ({"schema_version": [2]}, "schema_version"),
