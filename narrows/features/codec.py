@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import struct
 import zlib
 from base64 import b85decode
 from typing import Any
 
 from narrows.errors import NarrowsError
-from narrows.features.kinds import State
+from narrows.features.packing import Damaged, pack, unpack
 from narrows.features.state import VisitorState
 
-_HEADER = b"NV1"
+HEADER = b"NV2"
+JSON_HEADER = b"NV1"
+_START = struct.Struct("<3sHI")
 
 
 class UnreadableState(NarrowsError):
@@ -19,31 +22,49 @@ class UnreadableState(NarrowsError):
 
 
 def encode(state: VisitorState) -> bytes:
-    """The state in a few hundred bytes, behind a header that names the format."""
-    content = [state.features, state.applied, state.ring, state.do_not_show, state.updated_at, state.version]
-    content += [state.merged_into, state.merged]
-    text = json.dumps(content, separators=(",", ":"), default=dict, ensure_ascii=False, allow_nan=False)
-    return _HEADER + zlib.compress(text.encode(), level=3)
+    """Header, number of digests in the ring, checksum of all that follows; the digests as they are; the rest
+    packed in columns."""
+    content = (
+        dict(state.features),
+        dict(state.applied),
+        dict(state.do_not_show),
+        state.updated_at,
+        state.version,
+        state.merged_into,
+        state.merged,
+    )
+    body = struct.pack(f"<{len(state.ring)}Q", *state.ring) + pack(content)
+    return _START.pack(HEADER, len(state.ring), zlib.crc32(body)) + body
 
 
 def decode(data: bytes) -> VisitorState:
-    """The state that `encode` wrote; `UnreadableState` for anything else."""
-    if data[: len(_HEADER)] != _HEADER:
-        raise UnreadableState(f"visitor state starts with {data[:3]!r}, this code reads {_HEADER!r}")
+    """The state that `encode` wrote, now or as NV1; `UnreadableState` for anything else."""
+    header = bytes(data[: len(HEADER)])
+    if header not in (HEADER, JSON_HEADER):
+        raise UnreadableState(f"visitor state starts with {header!r}, this code reads {HEADER!r} and NV1")
     try:
-        content = json.loads(zlib.decompress(data[3:]))
-        features, applied, ring, hidden, updated_at, version, *more = content
-        merged_into, merged = more or (None, ())
-        states = {key: _frozen(value) for key, value in features.items()}
-        digests = tuple(_digest(one) for one in ring)
-        return VisitorState(states, applied, digests, hidden, updated_at, version, merged_into, tuple(merged))
-    except (zlib.error, ValueError, TypeError, AttributeError) as error:
+        return _unpacked(bytes(data)) if header == HEADER else _from_json(data)
+    except (zlib.error, struct.error, Damaged, ValueError, TypeError, AttributeError) as error:
         raise UnreadableState(f"visitor state of {len(data)} bytes is damaged: {error}") from error
 
 
-def _digest(written: int | str) -> int:
-    return written if isinstance(written, int) else int.from_bytes(b85decode(written), "big")
+def _unpacked(data: bytes) -> VisitorState:
+    _, digests, checksum = _START.unpack_from(data)
+    body = data[_START.size :]
+    if zlib.crc32(body) != checksum:
+        raise Damaged("its checksum is another one")
+    ring = struct.unpack_from(f"<{digests}Q", body)
+    features, applied, hidden, updated_at, version, merged_into, merged = unpack(body[8 * digests :])
+    return VisitorState(features, applied, ring, hidden, updated_at, version, merged_into, merged)
 
 
-def _frozen(value: list[Any]) -> State:
+def _from_json(data: bytes) -> VisitorState:
+    """NV1: JSON, deflated; digests in base 85."""
+    features, applied, ring, hidden, updated_at, version = json.loads(zlib.decompress(data[len(HEADER) :]))
+    states = {key: _frozen(value) for key, value in features.items()}
+    digests = tuple(int.from_bytes(b85decode(one), "big") for one in ring)
+    return VisitorState(states, applied, digests, hidden, updated_at, version)
+
+
+def _frozen(value: list[Any]) -> tuple[Any, ...]:
     return tuple(tuple(one) if isinstance(one, list) else one for one in value)
