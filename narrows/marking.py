@@ -20,30 +20,35 @@ DUPLICATE = "duplicate"
 MINUTE_S = 60.0
 
 _CRAWLERS = re.compile(
-    r"(?<!cu)bot\b|(?<!cu)bot[/_-]|crawl|spider|slurp|scrap|archive|\+https?://|preview|externalhit|externalagent"
-    r"|headless|phantomjs|puppeteer|playwright|selenium|webdriver|lighthouse|pingdom|statuscake|monitor"
-    r"|mediapartners|google-?(inspection|other|read|safety|extended)|chatgpt|perplexity|anthropic|claude-",
+    r"(?<!cu)bot(?!ocore|o3)|crawl|spider|slurp|scrap[ey]|archiver|https?://|www\.|@[a-z][\w-]*\."
+    r"|compatible;(?! msie)|headless|phantomjs|puppeteer|playwright|selenium|webdriver|lighthouse|pingdom"
+    r"|uptime|monitor|synthetic|link.?check|validator|scanner|indexer|feed(fetch|burner|pars)|fetcher|prefetch"
+    r"|preview|external(hit|agent|ads)|wordpress|zapier|whatsapp|mediapartners|^google|google-|googleagent"
+    r"|chatgpt|perplexity|anthropic|claude-|cohere|-ai\b",
     re.IGNORECASE,
 )
-"""Names of crawlers, of browsers without a person, and of monitors; "Cubot" is a maker of phones."""
+"""Crawlers, browsers without a person, monitors and fetchers; "Cubot" is a maker of phones."""
 
 _LIBRARIES = re.compile(
-    r"^(curl|wget|httpie|postman|libwww|lwp|python|aiohttp|httpx|go-http|java|apache-http|axios|node|undici"
-    r"|ruby|guzzle|php|boto3?|aws-sdk)\b",
+    r"^(curl|wget|httpie|postman|libwww|lwp|python|aiohttp|httpx|go-http|java|apache|axios|node|undici|got"
+    r"|ruby|guzzle|php|boto|aws-sdk|http|web|jetty|colly|mechanize|faraday|insomnia|dart|perl|unirest|rest)",
     re.IGNORECASE,
 )
 """Programs that send requests: no visitor's browser, and quite usual for a shop's own server."""
+
+_A_PAGE = "Mozilla/"
 
 
 def marks(of_visitor: str | None, of_request: str | None) -> tuple[str, ...]:
     """The marks of an event by the user agent that it names, else by that of the request that brought it.
 
-    A library in the request's own header is a server that passes events on, and tells nothing of the visitor.
+    Only pages that run in a browser send events by themselves, and crawlers that run pages call themselves
+    Mozilla as browsers do. Any other sender of a request is a server that passes on what people did.
     """
     if of_visitor is not None:
         is_bot = _is_crawler(of_visitor) or _is_library(of_visitor)
     else:
-        is_bot = of_request is not None and _is_crawler(of_request)
+        is_bot = of_request is not None and of_request.startswith(_A_PAGE) and _is_crawler(of_request)
     return (USER_AGENT,) if is_bot else ()
 
 

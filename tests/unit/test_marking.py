@@ -15,7 +15,10 @@ PEOPLE = [
     "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
     "Mozilla/5.0 (Linux; Android 10; CUBOT_X18_Plus) AppleWebKit/537.36 Chrome/120.0 Mobile",
     "Mozilla/5.0 (Linux; Android 9; CUBOT POWER) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0 Mobile",
+    "Mozilla/5.0 (iPhone; CPU iPhone OS 18_4 like Mac OS X) Safari/605.1.15 (Ecosia ios@11.0.2.2268)",
+    "Mozilla/4.0 (compatible; MSIE 8.0; Windows NT 6.1; Trident/4.0)",
     "MegaShop/7.2 (Android 15; Pixel 9) okhttp/4.12.0",
+    "ScanAndCheckout/2.1 CFNetwork/1568 Darwin/24.0",
 ]
 CRAWLERS = [
     "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)",
@@ -23,12 +26,9 @@ CRAWLERS = [
     "Mozilla/5.0 AppleWebKit/537.36 (KHTML, like Gecko; compatible; GPTBot/1.2; +https://openai.com/gptbot)",
     "Mozilla/5.0 (compatible; Baiduspider/2.0; +http://www.baidu.com/search/spider.html)",
     "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) HeadlessChrome/142.0",
-    "facebookexternalhit/1.1",
-    "Scrapy/2.11",
-    "Mediapartners-Google",
-    "ia_archiver",
-    "DuckDuckBot-Https/1.1",
+    "Mozilla/5.0 (Linux; Android 11) AppleWebKit/537.36 Chrome/142.0 Mobile Safari/537.36 Chrome-Lighthouse",
 ]
+PROGRAMS = ["facebookexternalhit/1.1", "Scrapy/2.11", "Mediapartners-Google", "ia_archiver", "WordPress/6.8"]
 LIBRARIES = ["curl/8.5.0", "python-requests/2.32", "Boto3/1.43.11 md/Botocore#1.43.11", "Go-http-client/1.1"]
 
 
@@ -44,8 +44,8 @@ def test_a_crawler_says_that_it_is_one(agent: str) -> None:
     assert marks(agent, None) == marks(None, agent) == (USER_AGENT,)
 
 
-@pytest.mark.parametrize("agent", LIBRARIES)
-def test_a_library_is_a_bot_as_a_visitor_and_a_server_as_a_sender(agent: str) -> None:
+@pytest.mark.parametrize("agent", [*PROGRAMS, *LIBRARIES, "MyShop-Backend/1.0 (+https://shop.example)"])
+def test_a_program_is_a_bot_as_a_visitor_and_a_server_as_a_sender(agent: str) -> None:
     """Events that a shop's server passes on are its visitors', not the server's."""
     assert marks(agent, None) == (USER_AGENT,)
     assert marks(None, agent) == ()
