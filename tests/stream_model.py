@@ -13,11 +13,11 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from narrows.adapters.memory import MemoryDeadLetters, MemoryStateStore
+from narrows.adapters.memory import MemoryDeadLetters
 from narrows.events import Event, to_record
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.login import StateFeatures
-from narrows.features.state import VisitorState, Write, digest_of
+from narrows.features.state import StateStore, VisitorState, Write, digest_of
 from narrows.features.stream import Outcome, StreamRecord, update_features
 
 T0 = 1_700_000_000.0
@@ -66,26 +66,28 @@ class Shards:
 
     def __init__(self, shards: int, lanes: int) -> None:
         self.lanes = lanes
-        self.open = [f"shardId-{number:012d}" for number in range(shards)]
+        self.open = [(f"shardId-{n:012d}", n / shards, (n + 1) / shards) for n in range(shards)]
         self.parent: dict[str, str] = {}
         self.records: dict[tuple[str, int], list[StreamRecord]] = {}
         self.events: list[tuple[str, int, Event]] = []
         self._sequence = 0
 
     def put(self, event: Event) -> None:
-        place = digest_of(event.partition_key)
-        shard, self._sequence = self.open[place % len(self.open)], self._sequence + 1
+        digest = digest_of(event.partition_key)
+        place, lane = digest / 2**64, digest % self.lanes
+        shard = next(name for name, low, high in self.open if low <= place < high)
+        self._sequence += 1
         record = StreamRecord(shard, str(self._sequence), json.dumps(to_record(event)).encode())
-        self.records.setdefault((shard, place // 97 % self.lanes), []).append(record)
+        self.records.setdefault((shard, lane), []).append(record)
         self.events.append((shard, self._sequence, event))
 
     def split(self, at: int) -> None:
-        """Close one shard; two new ones take its place, and all keys may find themselves elsewhere."""
-        closed = self.open.pop(at % len(self.open))
-        for _ in range(2):
+        """Close one shard; two new ones share its keys."""
+        closed, low, high = self.open.pop(at % len(self.open))
+        for start, end in ((low, (low + high) / 2), ((low + high) / 2, high)):
             name = f"shardId-{len(self.parent) + 100:012d}"
             self.parent[name] = closed
-            self.open.append(name)
+            self.open.append((name, start, end))
 
 
 class Turns:
@@ -108,7 +110,7 @@ class Invocation:
     outcome: Outcome | None = None
     error: BaseException | None = None
 
-    def start(self, store: MemoryStateStore, features: StateFeatures) -> None:
+    def start(self, store: StateStore, features: StateFeatures) -> None:
         def run() -> None:
             self.go.acquire()
             try:
@@ -150,7 +152,7 @@ class Invocation:
 class _TurnStore:
     """The store as one handler sees it: every operation is a turn."""
 
-    def __init__(self, store: MemoryStateStore, invocation: Invocation) -> None:
+    def __init__(self, store: StateStore, invocation: Invocation) -> None:
         self._store = store
         self._invocation = invocation
 
@@ -166,14 +168,24 @@ class _TurnStore:
 
 
 class Poller:
-    """Drives handlers over the shards as Lambda does, at least once, in the order that the tape tells."""
+    """Drives handlers over the shards as Lambda does, at least once, in the order that the tape tells.
+
+    Three of `odds` operations kill their handler.
+    """
 
     def __init__(
-        self, shards: Shards, store: MemoryStateStore, features: StateFeatures, tape: Tape, *, batch: int
+        self,
+        shards: Shards,
+        store: StateStore,
+        features: StateFeatures,
+        tape: Tape,
+        *,
+        batch: int,
+        odds: int = 12,
     ) -> None:
-        self.deaths = 0
+        self.deaths = self.invocations = self.repeated = 0
         self._shards, self._store, self._features = shards, store, features
-        self._tape, self._batch = tape, batch
+        self._tape, self._batch, self._odds = tape, batch, odds
         self._done = dict.fromkeys(shards.records, 0)
         self._running: list[Invocation] = []
         self._zombies: list[Invocation] = []
@@ -195,6 +207,7 @@ class Poller:
             invocation = Invocation(lane, batch, self._turns)
             invocation.start(self._store, self._features)
             self._running.append(invocation)
+            self.invocations += 1
         return bool(self._running)
 
     def _ready(self) -> list[tuple[str, int]]:
@@ -208,7 +221,7 @@ class Poller:
         return sorted(lane for lane in left if not waits(lane[0]))
 
     def _step(self, one: Invocation) -> None:
-        word = (DIE_BEFORE, DIE_AFTER, BELIEVED_DEAD, *[GO] * 9)[(self._tape.choose(12) + 3) % 12]
+        word = {1: DIE_BEFORE, 2: DIE_AFTER, 3: BELIEVED_DEAD}.get(self._tape.choose(self._odds), GO)
         zombie = one in self._zombies
         one.advance(GO if zombie and word == BELIEVED_DEAD else word)
         if zombie:
@@ -226,6 +239,7 @@ class Poller:
     def _checkpoint(self, one: Invocation) -> None:
         """Up to the first failed record; now and then the checkpoint is lost and the batch comes again."""
         if self._tape.choose(8) == 1 or one.outcome is None:
+            self.repeated += 1
             return
         first = min((int(failure.sequence) for failure in one.outcome.failures), default=None)
         done = sum(first is None or int(record.sequence) < first for record in one.batch)
