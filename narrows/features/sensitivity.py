@@ -16,8 +16,10 @@ SENSITIVE_WORDS = frozenset(
     {"gender", "sex", "sexual", "sexuality", "agegroup", "birth", "birthday", "birthdate", "race", "racial"}
     | {"ethnicity", "ethnic", "religion", "religious", "faith", "nationality", "disability", "disabled"}
     | {"health", "pregnancy", "pregnant", "politics", "political", "income", "marital", "caste", "genetic"}
-    | {"biometric"}
+    | {"biometric", "salary", "wealth", "veteran", "citizenship", "immigration", "pronoun", "pronouns"}
 )
+_STEMS = ("gender", "ethnic", "religio", "sexual", "pregnan", "disabilit", "nationalit", "biometr")
+"""What tells of a sensitive attribute wherever it stands in a word, as in `usergender`."""
 _AGE_OF_A_PERSON = re.compile(
     r"^ages?$|\bage (group|band|range|bracket)|(user|visitor|customer|person|member) age\b"
 )
@@ -39,7 +41,7 @@ def refusals(declaration: FeatureDeclaration) -> list[Refusal]:
 def sensitive_word(name: str) -> str | None:
     """The part of a name that tells of a sensitive attribute: `age_group`, `userGender`; else None."""
     words = _words(name)
-    found = next((word for word in words if word in SENSITIVE_WORDS), None)
+    found = next((word for word in words if word in SENSITIVE_WORDS or _has_stem(word)), None)
     return found or ("age" if _AGE_OF_A_PERSON.search(" ".join(words)) else None)
 
 
@@ -136,3 +138,7 @@ def _named(declaration: FeatureDeclaration) -> Iterator[tuple[str, str]]:
 
 def _words(name: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+
+
+def _has_stem(word: str) -> bool:
+    return any(stem in word for stem in _STEMS)

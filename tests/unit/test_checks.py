@@ -192,6 +192,14 @@ def test_the_age_of_an_item_is_not_the_age_of_a_person() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["usergender", "GenderCode", "genders", "is_pregnant", "religion2", "ethnicities"]
+)
+def test_a_sensitive_attribute_is_recognised_inside_a_word(name: str) -> None:
+    """However it is spelled together."""
+    assert sensitive_word(name) is not None
+
+
+@pytest.mark.parametrize(
     ("text", "scope"),
     [
         ("visitor", Scope("visitor")),
