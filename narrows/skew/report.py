@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -26,12 +27,16 @@ def report(
         "rows": comparison.rows,
         "features": len(comparison.by_feature),
         "values": comparison.values,
-        "exact_share": comparison.exact_share,
-        "max_abs_diff": comparison.max_abs_diff,
+        "exact_share": _defined(comparison.exact_share),
+        "max_abs_diff": _defined(comparison.max_abs_diff),
         "first_divergence": _first(comparison, cases, causes, features),
         "causes": [_shown(one) for one in causes],
         "by_feature": comparison.table(),
     }
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def diverging(comparison: Comparison) -> list[str]:
