@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from narrows.events import Event
 from narrows.features.columns import EventColumns, Floats, Integers, extremes, totals
 from narrows.features.declarations import FeatureDeclaration, Parameter
-from narrows.features.folding import NOTHING, State, decay, number
+from narrows.features.folding import NOTHING, Fold, State, decay, number
 from narrows.features.parameters import (
     LONGEST_S,
     ParameterRule,
@@ -30,7 +31,7 @@ AHEAD_S = 300.0
 
 
 @dataclass(frozen=True)
-class Count:
+class Count(Fold):
     """How many events, or the sum of their values; state (events taken, total)."""
 
     name: ClassVar[str] = "count"
@@ -50,9 +51,15 @@ class Count:
     def zero(self) -> State:
         return (0, 0.0)
 
-    def add(self, state: State, event: Event) -> State:
-        amount = self.of.amount(event)
-        return state if amount is None else (state[0] + 1, state[1] + amount)
+    @property
+    def reading(self) -> Hashable:
+        return ("amount", self.of.key)
+
+    def taken(self, event: Event) -> float | None:
+        return self.of.amount(event)
+
+    def put(self, state: State, taken: float, event: Event) -> State:  # noqa: ARG002  # only the amount counts
+        return (state[0] + 1, state[1] + taken)
 
     def merge(self, left: State, right: State) -> State:
         return (left[0] + right[0], left[1] + right[1])
@@ -73,7 +80,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class DecayedCount:
+class DecayedCount(Fold):
     """A count in which an event `half_life` ago weighs one half; state (value, reference time or None).
 
     The reference is the time of the newest event, so nothing overflows however short the half-life is.
@@ -101,17 +108,23 @@ class DecayedCount:
     def zero(self) -> State:
         return (0.0, None)
 
-    def add(self, state: State, event: Event) -> State:
-        amount = self.of.amount(event)
-        return state if amount is None else self.merge(state, (amount, event.time))
+    @property
+    def reading(self) -> Hashable:
+        return ("amount", self.of.key)
+
+    def taken(self, event: Event) -> float | None:
+        return self.of.amount(event)
+
+    def put(self, state: State, taken: float, event: Event) -> State:
+        return self.merge(state, (taken, event.time))
 
     def merge(self, left: State, right: State) -> State:
         (value, time), (other, other_time) = left, right
         if time is None or other_time is None:
             return right if time is None else left
         if time >= other_time:
-            return (value + other * decay(time - other_time, self.half_life_s), time)
-        return (value * decay(other_time - time, self.half_life_s) + other, other_time)
+            return (value + other * 2.0 ** ((other_time - time) / self.half_life_s), time)
+        return (value * 2.0 ** ((time - other_time) / self.half_life_s) + other, other_time)
 
     def read(self, state: State, now: float) -> float | None:
         return None if state[1] is None else float(state[0] * decay(now - state[1], self.half_life_s))
@@ -139,7 +152,7 @@ class DecayedSum(DecayedCount):
 
 
 @dataclass(frozen=True)
-class SmoothedRate:
+class SmoothedRate(Fold):
     """Successes over trials with a Beta prior; state (successes, trials, reference time), both decayed alike.
 
     A trial that lists what it showed counts once for each item listed. `prior_successes` and `prior_trials`
@@ -192,12 +205,16 @@ class SmoothedRate:
     def zero(self) -> State:
         return (0.0, 0.0, None)
 
-    def add(self, state: State, event: Event) -> State:
-        success, trial = self.of.amount(event), self.per.amount(event)
-        if success is None and trial is None:
-            return state
-        shown = max(1, len(event.impression))
-        return self.merge(state, (success or 0.0, (trial or 0.0) * shown, event.time))
+    @property
+    def reading(self) -> Hashable:
+        return ("rate", self.of.key, self.per.key)
+
+    def taken(self, event: Event) -> tuple[float, float] | None:
+        success, trial = self.of.amount(event), self._shown.amount(event)
+        return None if success is None and trial is None else (success or 0.0, trial or 0.0)
+
+    def put(self, state: State, taken: tuple[float, float], event: Event) -> State:
+        return self.merge(state, (*taken, event.time))
 
     def merge(self, left: State, right: State) -> State:
         if left[2] is None or right[2] is None:
@@ -241,7 +258,7 @@ class SmoothedRate:
         rate = f"({won} + {self.prior_successes!r}D) / ({tried} + {self.prior_trials!r}D)"
         return f"CASE WHEN {parts['newest']} IS NOT NULL THEN {rate} END"
 
-    @property
+    @cached_property
     def _shown(self) -> Selection:
         """The trials, each worth as many as it lists."""
         return replace(self.per, value="impressions")
@@ -251,7 +268,7 @@ class SmoothedRate:
 
 
 @dataclass(frozen=True)
-class RecentCount:
+class RecentCount(Fold):
     """How many events of the last `window`, or the sum of their values; state: (bucket, total), oldest first.
 
     The window is cut into `buckets` of equal length that start at the epoch; what it holds at `now` is the
@@ -291,9 +308,15 @@ class RecentCount:
     def zero(self) -> State:
         return ()
 
-    def add(self, state: State, event: Event) -> State:
-        amount = self.of.amount(event)
-        return state if amount is None else self.merge(state, ((self._bucket(event.time), amount),))
+    @property
+    def reading(self) -> Hashable:
+        return ("amount", self.of.key)
+
+    def taken(self, event: Event) -> float | None:
+        return self.of.amount(event)
+
+    def put(self, state: State, taken: float, event: Event) -> State:
+        return self.merge(state, ((self._bucket(event.time), taken),))
 
     def merge(self, left: State, right: State) -> State:
         totals = dict(left)

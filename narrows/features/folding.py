@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from narrows.events import Event
@@ -32,6 +32,16 @@ class Kind(Protocol):
 
     def zero(self) -> State:
         """The state before any event."""
+
+    @property
+    def reading(self) -> Hashable:
+        """The same for kinds whose `taken` is the same of every event."""
+
+    def taken(self, event: Event) -> Any:
+        """What the event gives the state, None when the feature does not take it."""
+
+    def put(self, state: State, taken: Any, event: Event) -> State:
+        """The state with what was taken of this event in it."""
 
     def add(self, state: State, event: Event) -> State:
         """The state with this event in it; the same object when the feature does not take the event."""
@@ -91,6 +101,14 @@ class Tally(Kind, Protocol):
 
     def sql_read(self, state: str, now: str) -> str:
         """The text of the value; `state` is an array of structs hash, word and the parts, by hash."""
+
+
+class Fold:
+    """What adding an event is in every kind: take what it gives, if anything, and put it in."""
+
+    def add(self: Kind, state: State, event: Event) -> State:
+        taken = self.taken(event)
+        return state if taken is None else self.put(state, taken, event)
 
 
 class DeclaredKind(Kind, Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ import numpy as np
 from narrows.events import Event
 from narrows.features.columns import EventColumns, Floats, Integers, extremes, totals
 from narrows.features.declarations import FeatureDeclaration
-from narrows.features.folding import NOTHING, State
+from narrows.features.folding import NOTHING, Fold, State
 from narrows.features.parameters import ParameterRule, one_of
 from narrows.features.selection import Selection, selection_of
 from narrows.features.sql_rows import SqlRows
@@ -22,7 +22,7 @@ _AGGREGATES = {"mean": "avg", "std": "stddev_pop", "min": "min", "max": "max", "
 
 
 @dataclass(frozen=True)
-class FirstSeen:
+class FirstSeen(Fold):
     """When the first event happened, in epoch seconds; state (time or None,)."""
 
     name: ClassVar[str] = "first_seen"
@@ -42,8 +42,15 @@ class FirstSeen:
     def zero(self) -> State:
         return (None,)
 
-    def add(self, state: State, event: Event) -> State:
-        return self.merge(state, (event.time,)) if self.of.amount(event) is not None else state
+    @property
+    def reading(self) -> Hashable:
+        return ("amount", self.of.key)
+
+    def taken(self, event: Event) -> float | None:
+        return self.of.amount(event)
+
+    def put(self, state: State, taken: float, event: Event) -> State:  # noqa: ARG002  # only the time counts
+        return self.merge(state, (event.time,))
 
     def merge(self, left: State, right: State) -> State:
         if left[0] is None or right[0] is None:
@@ -85,7 +92,7 @@ class LastSeen(FirstSeen):
 
 
 @dataclass(frozen=True)
-class ValueStatistics:
+class ValueStatistics(Fold):
     """Mean, standard deviation, least, greatest or number of the values; state (number, mean, m2, min, max).
 
     `m2` is the sum of squared distances from the mean, merged by Chan's formula, so that nothing cancels; the
@@ -112,11 +119,21 @@ class ValueStatistics:
     def zero(self) -> State:
         return (0, 0.0, 0.0, None, None)
 
-    def add(self, state: State, event: Event) -> State:
-        amount = self.of.amount(event)
-        if amount is None:
-            return state
-        return self.merge(state, (1, amount, 0.0, amount, amount))
+    @property
+    def reading(self) -> Hashable:
+        return ("amount", self.of.key)
+
+    def taken(self, event: Event) -> float | None:
+        return self.of.amount(event)
+
+    def put(self, state: State, taken: float, event: Event) -> State:  # noqa: ARG002  # only the amount counts
+        before, mean, m2, low, high = state
+        if not before:
+            return (1, taken, 0.0, taken, taken)
+        step = taken - mean
+        share = step / (before + 1)
+        low, high = (taken if taken < low else low), (taken if taken > high else high)
+        return (before + 1, mean + share, m2 + step * share * before, low, high)
 
     def merge(self, left: State, right: State) -> State:
         if not left[0] or not right[0]:

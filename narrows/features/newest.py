@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 from narrows.events import Event
 from narrows.features.columns import EventColumns, Floats, Integers, Objects, newest
 from narrows.features.declarations import FeatureDeclaration
-from narrows.features.folding import State, number
+from narrows.features.folding import Fold, State, number
 from narrows.features.parameters import ParameterRule, as_texts, whole
 from narrows.features.parameters import texts as closed_list
 from narrows.features.selection import Selection, selection_of
@@ -19,7 +19,7 @@ from narrows.features.sql_rows import SqlRows, literal
 
 
 @dataclass(frozen=True)
-class LastN:
+class LastN(Fold):
     """The newest `keep` items; state: (time, event id, item id, event type) from the oldest to the newest.
 
     Ties in time go by event id, so every order of arrival keeps the same ones.
@@ -43,13 +43,19 @@ class LastN:
     def zero(self) -> State:
         return ()
 
-    def add(self, state: State, event: Event) -> State:
-        if event.item_id is None or not self.of.takes(event):
-            return state
-        entry = (event.time, event.event_id, event.item_id, event.event_type)
-        if not state or entry > tuple(state[-1]):
-            return (*state, entry)[-self.keep :]
-        return self._newest((*state, entry))
+    @property
+    def reading(self) -> Hashable:
+        return ("entry", self.of.key)
+
+    def taken(self, event: Event) -> tuple[float, str, str, str] | None:
+        if not event.item_id or not self.of.takes(event):
+            return None
+        return (event.time, event.event_id, event.item_id, event.event_type)
+
+    def put(self, state: State, taken: tuple[float, str, str, str], event: Event) -> State:  # noqa: ARG002
+        if not state or taken > tuple(state[-1]):
+            return (*(state if len(state) < self.keep else state[1:]), taken)
+        return self._newest((*state, taken))
 
     def merge(self, left: State, right: State) -> State:
         return self._newest((*left, *right))
@@ -83,7 +89,7 @@ class LastN:
 
 
 @dataclass(frozen=True)
-class LastValue:
+class LastValue(Fold):
     """The value of the newest event that has one; state (time, event id, number), or () for none.
 
     A text becomes its place in the closed list `values`, from 0, and a text outside it the list's length.
@@ -110,9 +116,19 @@ class LastValue:
     def zero(self) -> State:
         return ()
 
-    def add(self, state: State, event: Event) -> State:
-        amount = self._number(event)
-        return state if amount is None else max(state, (event.time, event.event_id, amount))
+    @property
+    def reading(self) -> Hashable:
+        return ("code" if self.texts else "amount", self.of.key, self.texts)
+
+    def taken(self, event: Event) -> float | None:
+        if not self.texts:
+            return self.of.amount(event)
+        text = self.of.text(event)
+        return None if text is None else self._code(text)
+
+    def put(self, state: State, taken: float, event: Event) -> State:
+        entry = (event.time, event.event_id, taken)
+        return entry if entry > tuple(state) else state
 
     def merge(self, left: State, right: State) -> State:
         return max(tuple(left), tuple(right))
@@ -144,14 +160,7 @@ class LastValue:
         if not self.texts:
             return events.amounts(self.of)
         column = events.words(self.of)
-        places = {text: place for place, text in enumerate(self.texts)}
-        codes = [float(places.get(word, len(places))) for word in column.words]
-        return np.array([*codes, np.nan])[column.codes]
+        return np.array([*(self._code(word) for word in column.words), np.nan])[column.codes]
 
-    def _number(self, event: Event) -> float | None:
-        if not self.texts:
-            return self.of.amount(event)
-        text = self.of.text(event)
-        if text is None:
-            return None
+    def _code(self, text: str) -> float:
         return float(self.texts.index(text) if text in self.texts else len(self.texts))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ IMPLICIT_HISTORY = LastN(Selection(frozenset()), keep=50)
 """What a state remembers of an app that declares no `last_n`: the newest items of every event type."""
 
 Features = Mapping[str, State]
-_Step = tuple[str, State, Callable[[Any, Event], State]]
+_Put = tuple[str, State, Callable[[State, Any, Event], State]]
+_Step = tuple[Callable[[Event], Any], tuple[_Put, ...]]
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,25 @@ class FeatureSet:
         """The state with these events in it; features that no longer exist are dropped from it."""
         folded = {key: state[key] for key, _ in self._folds if key in state}
         for event in events:
-            for key, zero, add in self._plan(event.event_type):
-                before = folded.get(key, zero)
-                after = add(before, event)
-                if after is not before:
-                    folded[key] = after
+            for read, puts in self._plan(event.event_type):
+                taken = read(event)
+                if taken is None:
+                    continue
+                for key, zero, put in puts:
+                    folded[key] = put(folded.get(key, zero), taken, event)
         return folded
 
     def _plan(self, event_type: str) -> tuple[_Step, ...]:
-        """What an event of this type can change, worked out once."""
+        """What an event of this type can change, worked out once: what is read, and into what it goes."""
         plan = self._plans.get(event_type)
         if plan is None:
-            chosen = [one for one in self._folds if not one[1].types or event_type in one[1].types]
-            plan = tuple((key, kind.zero(), kind.add) for key, kind in chosen)
+            puts: dict[Hashable, list[_Put]] = {}
+            reads: dict[Hashable, Callable[[Event], Any]] = {}
+            for key, kind in self._folds:
+                if not kind.types or event_type in kind.types:
+                    reads[kind.reading] = kind.taken
+                    puts.setdefault(kind.reading, []).append((key, kind.zero(), kind.put))
+            plan = tuple((read, tuple(puts[reading])) for reading, read in reads.items())
             self._plans[event_type] = plan
         return plan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from types import MappingProxyType
@@ -51,6 +51,11 @@ class Selection:
     types: frozenset[str] = frozenset()
     where: Mapping[str, Scalar] = field(default_factory=lambda: EVERYWHERE)
     value: str | None = None
+
+    @cached_property
+    def key(self) -> Hashable:
+        """The same for selections that take the same of every event."""
+        return (self.types, tuple(sorted(self.where.items(), key=lambda one: one[0])), self.value)
 
     @cached_property
     def _read(self) -> Reader | None:

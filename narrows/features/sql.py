@@ -170,9 +170,9 @@ class _Query:
             for name, (_, _, entry) in self.newest.items()
         ]
         return (
-            f"SELECT key, as_of, {', '.join(lists)} FROM (SELECT *{ranked} FROM narrows_judged "
+            f"SELECT key, as_of, {', '.join(lists)} FROM (SELECT *{ranked} FROM narrows_judged judged "
             f"WHERE {_any(conditions)} WINDOW newest AS (PARTITION BY key, as_of "
-            "ORDER BY time DESC, event_id DESC ROWS UNBOUNDED PRECEDING)) "
+            "ORDER BY time DESC, event_id DESC ROWS UNBOUNDED PRECEDING)) ranked "
             f"WHERE {_any(kept.values())} GROUP BY key, as_of"
         )
 

@@ -7,8 +7,9 @@ among them, so every order and chunking of the events keeps the same values with
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from narrows.features.columns import (
     from_start,
 )
 from narrows.features.declarations import FeatureDeclaration
-from narrows.features.folding import Additive, State, number
+from narrows.features.folding import Additive, Fold, State, number
 from narrows.features.parameters import ParameterRule, whole
 from narrows.features.selection import HASH_RANGE, Selection, selection_of, text_hash
 from narrows.features.sql_rows import SqlRows
@@ -33,7 +34,7 @@ KEEP = 100
 
 
 @dataclass(frozen=True)
-class DistinctCount:
+class DistinctCount(Fold):
     """How many different texts, exact below `keep`, else to about 1/sqrt(keep); state: their least hashes.
 
     The k-minimum-values sketch of Bar-Yossef et al. (2002), with Beyer's unbiased estimate (k - 1) / x_k.
@@ -59,11 +60,15 @@ class DistinctCount:
     def zero(self) -> State:
         return ()
 
-    def add(self, state: State, event: Event) -> State:
-        text = self.of.text(event)
-        if text is None:
-            return state
-        mark = text_hash(text)
+    @property
+    def reading(self) -> Hashable:
+        return ("text", self.of.key)
+
+    def taken(self, event: Event) -> str | None:
+        return self.of.text(event)
+
+    def put(self, state: State, taken: str, event: Event) -> State:  # noqa: ARG002  # only the text counts
+        mark = text_hash(taken)
         if mark in state or (len(state) >= self.keep and mark > state[-1]):
             return state
         return tuple(sorted((*state, mark))[: self.keep])
@@ -100,7 +105,7 @@ class DistinctCount:
 
 
 @dataclass(frozen=True)
-class PerValue:
+class PerValue(Fold):
     """A pair: another kind's state for each value of the property `by`; state {value: its state}.
 
     Of more than `keep` values those with the smallest hashes are kept.
@@ -127,21 +132,26 @@ class PerValue:
     def zero(self) -> State:
         return {}
 
-    def add(self, state: State, event: Event) -> State:
-        text = Selection(value=self.by).text(event)
-        if text is None:
-            return state
-        before = state.get(text)
-        if before is None:
-            before = self.kind.zero()
-        after = self.kind.add(before, event)
-        return state if after is before else self._kept({**state, text: after})
+    @property
+    def reading(self) -> Hashable:
+        return ("pair", self.by, self.kind.reading)
+
+    def taken(self, event: Event) -> tuple[str, Any] | None:
+        inner = self.kind.taken(event)
+        text = None if inner is None else self._text(event)
+        return None if text is None else (text, inner)
+
+    def put(self, state: State, taken: tuple[str, Any], event: Event) -> State:
+        text, inner = taken
+        after = dict(state)
+        after[text] = self.kind.put(after.get(text, self._zero), inner, event)
+        return after if len(after) <= self.keep else least_hashes(after, self.keep)
 
     def merge(self, left: State, right: State) -> State:
         merged = {**left, **right}
         for text in left.keys() & right.keys():
             merged[text] = self.kind.merge(left[text], right[text])
-        return self._kept(merged)
+        return least_hashes(merged, self.keep)
 
     def read(self, state: State, now: float) -> dict[str, float] | None:
         """The value of each text that the state holds."""
@@ -177,12 +187,17 @@ class PerValue:
             f"map_from_entries(transform({state}, one -> struct(one.word, {self.kind.sql_read(parts, now)})))"
         )
 
-    def _kept(self, state: dict[str, Any]) -> State:
-        return least_hashes(state, self.keep)
+    @cached_property
+    def _text(self) -> Callable[[Event], str | None]:
+        return Selection(value=self.by).text
+
+    @cached_property
+    def _zero(self) -> State:
+        return self.kind.zero()
 
 
 @dataclass(frozen=True)
-class Entropy:
+class Entropy(Fold):
     """How evenly the events spread over the values of a text, in bits; state {value: events}.
 
     Of more than `keep` values those with the smallest hashes are counted.
@@ -206,9 +221,17 @@ class Entropy:
     def zero(self) -> State:
         return {}
 
-    def add(self, state: State, event: Event) -> State:
-        text = self.of.text(event)
-        return state if text is None else least_hashes({**state, text: state.get(text, 0) + 1}, self.keep)
+    @property
+    def reading(self) -> Hashable:
+        return ("text", self.of.key)
+
+    def taken(self, event: Event) -> str | None:
+        return self.of.text(event)
+
+    def put(self, state: State, taken: str, event: Event) -> State:  # noqa: ARG002  # only the text counts
+        after = dict(state)
+        after[taken] = after.get(taken, 0) + 1
+        return after if len(after) <= self.keep else least_hashes(after, self.keep)
 
     def merge(self, left: State, right: State) -> State:
         counts = {text: left.get(text, 0) + right.get(text, 0) for text in {**left, **right}}
