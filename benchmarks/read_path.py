@@ -2,9 +2,9 @@
 
     python benchmarks/read_path.py --items 50000 --requests 2000 --out read_path.json
 
-Everything is real but the stores: a memory-mapped snapshot, fitted sources, a LightGBM model through its C
-library, a visitor with fifty events. Times are milliseconds on this machine; the decision record's JSON is
-measured apart.
+Everything is real but the stores: a memory-mapped snapshot, fitted sources, a LightGBM model over the app's
+declared features through its C library, a visitor with fifty events. Times are milliseconds on this machine;
+the decision record's JSON is measured apart.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 from narrows.adapters.bundle import load_serving, stages_of
 from narrows.events import Event
 from narrows.features import statistics
+from narrows.features.registry import FeatureSet
 from narrows.features.state import VisitorState
 from narrows.features.vectors import VectorSpec
 from narrows.interactions import interactions_of
@@ -82,7 +83,7 @@ def write_bundle(
     statistics.fit(log, statistics.Params()).save(directory / statistics.FILE)
     (directory / "segments.json").write_text(json.dumps(shares.slates(100)))
     sources = load_sources(directory, snapshot.rows, items, created=snapshot.columns["created_at"])
-    spec = VectorSpec.over(sources, snapshot)
+    spec = VectorSpec.over(sources, snapshot, FeatureSet(app.features))
     matrix = rng.random((5000, len(spec.names)))
     parameters = {"objective": "binary", "num_leaves": 31, "verbosity": -1, "num_threads": 1}
     labels = (matrix @ rng.normal(size=matrix.shape[1]) + rng.normal(size=5000) > 0).astype(int)
@@ -102,6 +103,14 @@ def visitor_of(stages: Stages, rng: np.random.Generator) -> Visitor:
             time=NOW - 3600.0 * (50 - number),
             received_at=NOW,
             item_id=item_id,
+            properties={
+                "category": f"category-{number % 40}",
+                "brand": f"brand-{number}",
+                "price": 10.0 + number,
+                "device": "mobile",
+                "location": "DE",
+                "dwell_s": 20.0,
+            },
         )
         for number, item_id in enumerate(stages.snapshot.ids(rows))
     ]
