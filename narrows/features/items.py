@@ -39,11 +39,14 @@ def partial_key(item_id: str, shard: str, day: str) -> str:
     return f"{ITEM_PREFIX}{item_id}#{shard}#{day}"
 
 
-def partials(arrivals: Iterable[Arrival]) -> dict[str, list[Arrival]]:
-    """The events that count for items, by the key of the partial that they go to."""
+def partials(arrivals: Iterable[Arrival], feature_set: FeatureSet) -> dict[str, list[Arrival]]:
+    """The events that the features take, by the key of the partial that they go to."""
+    types = [one.kind.types for one in feature_set.features]
+    every, taken = not all(types), frozenset[str]().union(*types)
     found: dict[str, list[Arrival]] = defaultdict(list)
     for one in arrivals:
-        if not counts(one.event) or one.event.event_type in EXCLUDING_TYPES:
+        event_type = one.event.event_type
+        if not counts(one.event) or event_type in EXCLUDING_TYPES or not (every or event_type in taken):
             continue
         day = day_of(one.event.received_at)
         for event in item_events(one.event):

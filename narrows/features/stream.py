@@ -88,7 +88,7 @@ def update_features(
     malformed record harms only itself: it goes to the dead letters, and fails only where they are full.
     """
     arrivals, poison = _decode(records)
-    items = partials(arrivals) if features.item.features else {}
+    items = partials(arrivals, features.item) if features.item.features else {}
     failures = _give_up(poison, dead_letters)
     run = _Run(store, features, attempts)
     stored = _read_all(arrivals, list(items), store, executor)
