@@ -104,13 +104,13 @@ class _Work:
     """The states while a batch goes into them, and which of them hang together."""
 
     def __init__(self, before: Mapping[str, VisitorState], features: StateFeatures) -> None:
-        self.after = dict(before)
+        self.after: dict[str, VisitorState] = {}
         self._before = before
         self._features = features
         self._links: list[tuple[str, str]] = []
 
     def state(self, key: str) -> VisitorState:
-        return self.after.get(key) or VisitorState()
+        return self.after.get(key) or self._before.get(key) or VisitorState()
 
     def login(self, user: str, session: str) -> None:
         """Move what the session holds of its visitor into the user; nothing where it follows the user."""
