@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -55,8 +55,12 @@ class Count(Fold):
     def reading(self) -> Hashable:
         return ("amount", self.of.key)
 
-    def taken(self, event: Event) -> float | None:
-        return self.of.amount(event)
+    @property
+    def taken(self) -> Callable[[Event], float | None]:
+        return self.of.amount
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: float, event: Event) -> State:  # noqa: ARG002  # only the amount counts
         return (state[0] + 1, state[1] + taken)
@@ -112,8 +116,12 @@ class DecayedCount(Fold):
     def reading(self) -> Hashable:
         return ("amount", self.of.key)
 
-    def taken(self, event: Event) -> float | None:
-        return self.of.amount(event)
+    @property
+    def taken(self) -> Callable[[Event], float | None]:
+        return self.of.amount
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: float, event: Event) -> State:
         return self.merge(state, (taken, event.time))
@@ -209,9 +217,18 @@ class SmoothedRate(Fold):
     def reading(self) -> Hashable:
         return ("rate", self.of.key, self.per.key)
 
-    def taken(self, event: Event) -> tuple[float, float] | None:
-        success, trial = self.of.amount(event), self._shown.amount(event)
-        return None if success is None and trial is None else (success or 0.0, trial or 0.0)
+    @property
+    def taken(self) -> Callable[[Event], tuple[float, float] | None]:
+        success_of, trial_of = self.of.amount, self._shown.amount
+
+        def rate(event: Event) -> tuple[float, float] | None:
+            success, trial = success_of(event), trial_of(event)
+            return None if success is None and trial is None else (success or 0.0, trial or 0.0)
+
+        return rate
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type), per=self.per.narrowed(event_type))
 
     def put(self, state: State, taken: tuple[float, float], event: Event) -> State:
         return self.merge(state, (*taken, event.time))
@@ -312,8 +329,12 @@ class RecentCount(Fold):
     def reading(self) -> Hashable:
         return ("amount", self.of.key)
 
-    def taken(self, event: Event) -> float | None:
-        return self.of.amount(event)
+    @property
+    def taken(self) -> Callable[[Event], float | None]:
+        return self.of.amount
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: float, event: Event) -> State:
         return self.merge(state, ((self._bucket(event.time), taken),))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Protocol
 
 from narrows.events import Event
@@ -37,8 +37,12 @@ class Kind(Protocol):
     def reading(self) -> Hashable:
         """The same for kinds whose `taken` is the same of every event."""
 
-    def taken(self, event: Event) -> Any:
-        """What the event gives the state, None when the feature does not take it."""
+    @property
+    def taken(self) -> Callable[[Event], Any]:
+        """What an event gives the state, None when the feature does not take it."""
+
+    def narrowed(self, event_type: str) -> Kind:
+        """The same for events of this type, without looking at their type again."""
 
     def put(self, state: State, taken: Any, event: Event) -> State:
         """The state with what was taken of this event in it."""

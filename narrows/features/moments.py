@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -46,8 +46,12 @@ class FirstSeen(Fold):
     def reading(self) -> Hashable:
         return ("amount", self.of.key)
 
-    def taken(self, event: Event) -> float | None:
-        return self.of.amount(event)
+    @property
+    def taken(self) -> Callable[[Event], float | None]:
+        return self.of.amount
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: float, event: Event) -> State:  # noqa: ARG002  # only the time counts
         return self.merge(state, (event.time,))
@@ -123,8 +127,12 @@ class ValueStatistics(Fold):
     def reading(self) -> Hashable:
         return ("amount", self.of.key)
 
-    def taken(self, event: Event) -> float | None:
-        return self.of.amount(event)
+    @property
+    def taken(self) -> Callable[[Event], float | None]:
+        return self.of.amount
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: float, event: Event) -> State:  # noqa: ARG002  # only the amount counts
         before, mean, m2, low, high = state

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -47,10 +47,19 @@ class LastN(Fold):
     def reading(self) -> Hashable:
         return ("entry", self.of.key)
 
-    def taken(self, event: Event) -> tuple[float, str, str, str] | None:
-        if not event.item_id or not self.of.takes(event):
-            return None
-        return (event.time, event.event_id, event.item_id, event.event_type)
+    @property
+    def taken(self) -> Callable[[Event], tuple[float, str, str, str] | None]:
+        takes = self.of.takes
+
+        def entry(event: Event) -> tuple[float, str, str, str] | None:
+            if not event.item_id or not takes(event):
+                return None
+            return (event.time, event.event_id, event.item_id, event.event_type)
+
+        return entry
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: tuple[float, str, str, str], event: Event) -> State:  # noqa: ARG002
         if not state or taken > tuple(state[-1]):
@@ -120,11 +129,20 @@ class LastValue(Fold):
     def reading(self) -> Hashable:
         return ("code" if self.texts else "amount", self.of.key, self.texts)
 
-    def taken(self, event: Event) -> float | None:
+    @property
+    def taken(self) -> Callable[[Event], float | None]:
         if not self.texts:
-            return self.of.amount(event)
-        text = self.of.text(event)
-        return None if text is None else self._code(text)
+            return self.of.amount
+        text_of, code = self.of.text, self._code
+
+        def place(event: Event) -> float | None:
+            text = text_of(event)
+            return None if text is None else code(text)
+
+        return place
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: float, event: Event) -> State:
         entry = (event.time, event.event_id, taken)

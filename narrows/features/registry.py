@@ -76,6 +76,7 @@ class FeatureSet:
         if not lists and "visitor" in scopes:
             self._folds.append((HISTORY, IMPLICIT_HISTORY))
         self._history_keys = [key for key, kind in self._folds if isinstance(kind, LastN)]
+        self._keys = frozenset(key for key, _ in self._folds)
         self._plans: dict[str, tuple[_Step, ...]] = {}
         self._fingerprint = ""
 
@@ -104,7 +105,9 @@ class FeatureSet:
 
     def add_all(self, state: Features, events: Sequence[Event]) -> Features:
         """The state with these events in it; features that no longer exist are dropped from it."""
-        folded = {key: state[key] for key, _ in self._folds if key in state}
+        folded = dict(state)
+        if not self._keys.issuperset(folded):
+            folded = {key: one for key, one in folded.items() if key in self._keys}
         for event in events:
             for read, puts in self._plan(event.event_type):
                 taken = read(event)
@@ -122,8 +125,9 @@ class FeatureSet:
             reads: dict[Hashable, Callable[[Event], Any]] = {}
             for key, kind in self._folds:
                 if not kind.types or event_type in kind.types:
-                    reads[kind.reading] = kind.taken
-                    puts.setdefault(kind.reading, []).append((key, kind.zero(), kind.put))
+                    mine = kind.narrowed(event_type)
+                    reads[mine.reading] = mine.taken
+                    puts.setdefault(mine.reading, []).append((key, mine.zero(), mine.put))
             plan = tuple((read, tuple(puts[reading])) for reading, read in reads.items())
             self._plans[event_type] = plan
         return plan

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
+from typing import TypeVar
 
 from narrows.events import Event, Scalar
 from narrows.features.declarations import FeatureDeclaration
@@ -15,7 +16,9 @@ from narrows.features.declarations import FeatureDeclaration
 Reader = Callable[[Event], Scalar | None]
 EVERYWHERE: Mapping[str, Scalar] = MappingProxyType({})
 HOUR_S = 3600.0
+HOURS = tuple(str(hour) for hour in range(24))
 HASH_RANGE = 1 << 60
+T = TypeVar("T")
 
 FIELDS: Mapping[str, Reader] = MappingProxyType(
     {
@@ -28,7 +31,7 @@ FIELDS: Mapping[str, Reader] = MappingProxyType(
         "query": lambda event: event.query,
         "user_id": lambda event: event.user_id,
         "session_id": lambda event: event.session_id,
-        "hour": lambda event: str(int(event.time // HOUR_S % 24)),
+        "hour": lambda event: HOURS[math.floor(event.time / HOUR_S) % 24],
     }
 )
 """What `value`, `where` and `by` may name besides an event's properties; `hour` is "0" to "23" in UTC."""
@@ -58,36 +61,60 @@ class Selection:
         return (self.types, tuple(sorted(self.where.items(), key=lambda one: one[0])), self.value)
 
     @cached_property
-    def _read(self) -> Reader | None:
-        return reader(self.value) if self.value is not None else None
+    def takes(self) -> Callable[[Event], bool]:
+        """Whether type and `where` fit an event; `value` is not looked at."""
+        types, wanted = self.types, tuple((reader(name), one) for name, one in self.where.items())
+        if not wanted:
+            return (lambda event: event.event_type in types) if types else (lambda event: True)  # noqa: ARG005
+        return lambda event: (
+            (not types or event.event_type in types) and all(read(event) == one for read, one in wanted)
+        )
 
     @cached_property
-    def _wanted(self) -> tuple[tuple[Reader, Scalar], ...]:
-        return tuple((reader(name), wanted) for name, wanted in self.where.items())
+    def amount(self) -> Callable[[Event], float | None]:
+        """The number that an event adds, 1 without `value`; None when the selection does not take it."""
+        return self._filtered(_one if self.value is None else _number_reader(self.value))
 
-    def takes(self, event: Event) -> bool:
-        """Whether type and `where` fit; `value` is not looked at."""
-        if self.types and event.event_type not in self.types:
-            return False
-        return not self._wanted or all(read(event) == wanted for read, wanted in self._wanted)
+    @cached_property
+    def text(self) -> Callable[[Event], str | None]:
+        """The text that `value` names; None when the selection does not take the event."""
+        return self._filtered(_text_reader(self.value or ""))
 
-    def amount(self, event: Event) -> float | None:
-        """The number that the event adds, 1 without `value`; None when the selection does not take it."""
-        if not self.takes(event):
-            return None
-        if self._read is None:
-            return 1.0
-        amount = self._read(event)
-        if amount is None or isinstance(amount, str) or not math.isfinite(amount):
+    def narrowed(self, event_type: str) -> Selection:
+        """The same for events of this type, without looking at their type again."""
+        return replace(self, types=frozenset()) if event_type in self.types else self
+
+    def _filtered(self, read: Callable[[Event], T | None]) -> Callable[[Event], T | None]:
+        if not self.types and not self.where:
+            return read
+        takes = self.takes
+        return lambda event: read(event) if takes(event) else None
+
+
+def _one(event: Event) -> float:  # noqa: ARG001  # whatever the event is
+    return 1.0
+
+
+def _number_reader(name: str) -> Callable[[Event], float | None]:
+    read, finite = reader(name), math.isfinite
+
+    def number(event: Event) -> float | None:
+        amount = read(event)
+        if amount is None or isinstance(amount, str) or not finite(amount):
             return None
         return float(amount)
 
-    def text(self, event: Event) -> str | None:
-        """The text that `value` names; None when the selection does not take the event."""
-        if self._read is None or not self.takes(event):
-            return None
-        text = self._read(event)
-        return text if isinstance(text, str) and text else None
+    return number
+
+
+def _text_reader(name: str) -> Callable[[Event], str | None]:
+    read = reader(name)
+
+    def text(event: Event) -> str | None:
+        found = read(event)
+        return found if isinstance(found, str) and found else None
+
+    return text
 
 
 def selection_of(declaration: FeatureDeclaration) -> Selection:

@@ -7,10 +7,11 @@ among them, so every order and chunking of the events keeps the same values with
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -64,14 +65,19 @@ class DistinctCount(Fold):
     def reading(self) -> Hashable:
         return ("text", self.of.key)
 
-    def taken(self, event: Event) -> str | None:
-        return self.of.text(event)
+    @property
+    def taken(self) -> Callable[[Event], str | None]:
+        return self.of.text
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: str, event: Event) -> State:  # noqa: ARG002  # only the text counts
         mark = text_hash(taken)
-        if mark in state or (len(state) >= self.keep and mark > state[-1]):
+        place = bisect_left(state, mark)
+        if place == self.keep or (place < len(state) and state[place] == mark):
             return state
-        return tuple(sorted((*state, mark))[: self.keep])
+        return (*state[:place], mark, *state[place : self.keep - 1])
 
     def merge(self, left: State, right: State) -> State:
         return tuple(sorted({*left, *right})[: self.keep])
@@ -136,10 +142,19 @@ class PerValue(Fold):
     def reading(self) -> Hashable:
         return ("pair", self.by, self.kind.reading)
 
-    def taken(self, event: Event) -> tuple[str, Any] | None:
-        inner = self.kind.taken(event)
-        text = None if inner is None else self._text(event)
-        return None if text is None else (text, inner)
+    @property
+    def taken(self) -> Callable[[Event], tuple[str, Any] | None]:
+        text_of, inner_of = Selection(value=self.by).text, self.kind.taken
+
+        def pair(event: Event) -> tuple[str, Any] | None:
+            inner = inner_of(event)
+            text = None if inner is None else text_of(event)
+            return None if text is None else (text, inner)
+
+        return pair
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, kind=cast(Additive, self.kind.narrowed(event_type)))
 
     def put(self, state: State, taken: tuple[str, Any], event: Event) -> State:
         text, inner = taken
@@ -188,10 +203,6 @@ class PerValue(Fold):
         )
 
     @cached_property
-    def _text(self) -> Callable[[Event], str | None]:
-        return Selection(value=self.by).text
-
-    @cached_property
     def _zero(self) -> State:
         return self.kind.zero()
 
@@ -225,8 +236,12 @@ class Entropy(Fold):
     def reading(self) -> Hashable:
         return ("text", self.of.key)
 
-    def taken(self, event: Event) -> str | None:
-        return self.of.text(event)
+    @property
+    def taken(self) -> Callable[[Event], str | None]:
+        return self.of.text
+
+    def narrowed(self, event_type: str) -> Self:
+        return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: str, event: Event) -> State:  # noqa: ARG002  # only the text counts
         after = dict(state)

@@ -6,11 +6,13 @@ import itertools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from narrows.events import Event
+from narrows.features.columns import EventColumns
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.kinds import (
     KINDS,
@@ -106,6 +108,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: type(kind).__name__)
+@settings(max_examples=40)
 @given(events=many_events(), seed=st.integers(0, 1000))
 def test_the_order_of_arrival_does_not_matter(kind: Kind, events: list[Event], seed: int) -> None:
     """Events that arrive late or shuffled give the state that they would have given in order."""
@@ -114,6 +117,7 @@ def test_the_order_of_arrival_does_not_matter(kind: Kind, events: list[Event], s
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: type(kind).__name__)
+@settings(max_examples=40)
 @given(events=many_events(), cuts=st.lists(st.integers(0, 25), max_size=4))
 def test_merging_chunks_is_adding_all(kind: Kind, events: list[Event], cuts: list[int]) -> None:
     """However the events are cut into chunks, the merged states are the state of all events."""
@@ -122,6 +126,33 @@ def test_merging_chunks_is_adding_all(kind: Kind, events: list[Event], cuts: lis
     for start, end in itertools.pairwise(edges):
         merged = kind.merge(folded(kind, events[start:end]), merged)
     assert same(merged, folded(kind, events))
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=lambda kind: type(kind).__name__)
+@settings(max_examples=40)
+@given(events=many_events(), seed=st.integers(0, 1000), later=st.floats(-300.0, 1e5))
+def test_arrays_give_what_events_one_by_one_give(
+    kind: Any, events: list[Event], seed: int, later: float
+) -> None:
+    """Two keys' events in any order, read at any moment, also one that a client's clock is ahead of."""
+    rng = random.Random(seed)
+    owners = [rng.randrange(2) for _ in events]
+    as_of = [T0 + 24_000.0 + later, T0 + 24_000.0]
+    order = rng.sample(range(len(events)), len(events))
+    columns = EventColumns.of(events).take(np.array(order, np.int64))
+    groups = np.array([owners[place] for place in order], np.int64)
+    found = kind.values(columns, groups, 3, np.array([*as_of, T0]))
+    for owner in (0, 1):
+        state = folded(kind, [event for event, whose in zip(events, owners, strict=True) if whose == owner])
+        assert same(defined(found[owner]), defined(kind.read(state, as_of[owner])))
+    assert defined(found[2]) is None
+
+
+def defined(value: Any) -> Any:
+    """None for what is undefined, however it is written; one type for each number and list."""
+    if value is None or isinstance(value, list | dict):
+        return tuple(value) if isinstance(value, list) else value
+    return None if np.isnan(value) else float(value)
 
 
 def test_every_kind_is_tested() -> None:
