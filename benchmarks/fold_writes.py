@@ -4,8 +4,8 @@
 
 The simulated market's events go through the function's own code into a store in memory, in batches as the
 stream cuts them. A unit is what DynamoDB bills: 1 KiB written, twice in a transaction. Streamed item values
-are compared with those of all events, each once; also where one batch in twenty comes again, cut elsewhere. The
-last table has the stored users' states against the same content as JSON, deflated.
+are compared with those of all events, each once, also where one batch in twenty comes again, cut elsewhere.
+The last table has the stored users' states against the same content as JSON, deflated.
 """
 
 from __future__ import annotations
