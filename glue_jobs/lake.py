@@ -116,7 +116,9 @@ def read_events(spark: SparkSession, as_of: datetime | int | None = None) -> Dat
     found = spark.sql(f"SELECT * FROM {events_table(spark)} {_version(as_of)}")  # noqa: S608  # names and numbers
     return found.select(
         *(
-            F.col(field.name) if field.name in found.columns else F.lit(None).cast(field.dataType).alias(field.name)
+            F.col(field.name)
+            if field.name in found.columns
+            else F.lit(None).cast(field.dataType).alias(field.name)
             for field in EVENTS
         )
     )

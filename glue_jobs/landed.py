@@ -27,7 +27,7 @@ LANDED = T.StructType(
 def read_landed(spark: SparkSession, files: Sequence[str]) -> DataFrame:
     """Every line of these files; one that cannot be read as an event keeps its text in `_unreadable`."""
     lines = spark.read.schema(LANDED).option("columnNameOfCorruptRecord", UNREADABLE).json(list(files))
-    return lines.withColumn(FILE, F.input_file_name())
+    return lines.select("*", F.col("_metadata.file_path").alias(FILE))
 
 
 def events(landed: DataFrame) -> DataFrame:
