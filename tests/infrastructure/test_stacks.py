@@ -91,6 +91,15 @@ def test_three_clicks_can_change_the_next_slate(stage: Synthesised) -> None:
     assert features["MaximumBatchingWindowInSeconds"] <= 1
 
 
+def test_dead_letters_lie_where_lambda_reports_what_it_gives_up(stage: Synthesised) -> None:
+    """One queue for both, which the function's role may send to."""
+    (mapping,) = mapping_of(stage, "update_features")
+    queue = mapping["DestinationConfig"]["OnFailure"]["Destination"]["Fn::GetAtt"][0]
+    assert stage.functions()["update_features"]["Environment"]["Variables"]["DEAD_LETTERS"] == {"Ref": queue}
+    sends = [one for one in statements(stage, "update_features") if "sqs:SendMessage" in one["Action"]]
+    assert [one["Resource"] for one in sends] == [{"Fn::GetAtt": [queue, "Arn"]}]
+
+
 def test_both_streams_are_landed(stage: Synthesised) -> None:
     """One function lands events and decisions: two mappings of two streams."""
     landed = {json.dumps(one["EventSourceArn"]) for one in mapping_of(stage, "land_events")}
