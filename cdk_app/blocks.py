@@ -308,6 +308,7 @@ class SparkJob(Construct):
         script: glue.Code,
         library: glue.Code,
         encryption: glue.ISecurityConfiguration | None,
+        arguments: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(scope, name)
         self.role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("glue.amazonaws.com"))
@@ -333,6 +334,7 @@ class SparkJob(Construct):
             worker_configuration=glue.WorkerConfiguration(
                 worker_type=glue.WorkerType.G_1X, number_of_workers=stage.glue_workers
             ),
+            default_arguments=arguments,
             continuous_logging=glue.ContinuousLoggingProps(enabled=True),
             security_configuration=encryption,
             timeout=cdk.Duration.hours(3),

@@ -34,6 +34,7 @@ TRAINING_LOCK = ROOT / "requirements" / "training.txt"
 KEPT = Path(sys.prefix) / "narrows-bundles"
 LAMBDA_CODE = ("narrows", "lambdas", "apps")
 TRAINING_CODE = ("narrows", "sagemaker_jobs", "apps")
+SPARK_CODE = ("narrows", "glue_jobs")
 LEFT_OUT = {"__pycache__", "tests", "cli"}
 LIGHTGBM, OPENMP = "lib_lightgbm.so", "libgomp.so.1"
 AT_MOST_MB = 250
@@ -94,8 +95,8 @@ def source_archive() -> Path:
 
 
 def library_archive() -> Path:
-    """`narrows` as a zip that Glue puts on the jobs' path."""
-    files = [(path.relative_to(ROOT).as_posix(), path) for path in code_files(("narrows",))]
+    """`narrows`, and what the jobs share, as a zip that Glue puts on their path."""
+    files = [(path.relative_to(ROOT).as_posix(), path) for path in code_files(SPARK_CODE)]
     return _archive("narrows", ".zip", files)
 
 

@@ -13,8 +13,9 @@ from constructs import Construct
 
 from cdk_app.blocks import Table, acknowledge, removal
 from cdk_app.config import Config
+from cdk_app.lake import Lake
 
-EXPIRING = ("landing", "quarantine", "training", "artifacts", "evaluation")
+EXPIRING = ("landing", "quarantine", "features", "training", "artifacts", "evaluation")
 
 
 class DataStack(cdk.Stack):
@@ -32,6 +33,7 @@ class DataStack(cdk.Stack):
         )
         self._let_logs_use_key()
         self.bucket = self._bucket()
+        self.lake = Lake(self, "Lake", config=config, bucket=self.bucket, key=self.key)
         self.events = self._stream("Events")
         self.decisions = self._stream("Decisions")
         text = dynamodb.AttributeType.STRING
@@ -142,6 +144,7 @@ class DataStack(cdk.Stack):
     def _outputs(self) -> None:
         values = {
             "BucketName": self.bucket.bucket_name,
+            "LakeDatabase": self.lake.database,
             "EventsStreamName": self.events.stream_name,
             "DecisionsStreamName": self.decisions.stream_name,
             "StateTableName": self.state.table_name,
