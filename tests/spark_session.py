@@ -1,0 +1,51 @@
+"""One Spark for all tests of this process, with Iceberg; each test may have a lake of its own in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glue_jobs.lake import settings
+from localcloud.jars import ICEBERG, JarMissing, kept
+from localcloud.spark import spark_environment
+from tests import servers
+
+PARTS = "4"
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Spark session on two cores; what it sees of a lake is for `lake_session` to say."""
+    from pyspark.sql import SparkSession
+
+    try:
+        jar = kept(ICEBERG)
+    except JarMissing as error:
+        servers.unavailable("Iceberg", str(error))
+    scratch = tmp_path_factory.mktemp("spark")
+    before = dict(os.environ)
+    os.environ.update(spark_environment([], scratch, [jar]))
+    try:
+        session = SparkSession.builder.master("local[2]").appName("tests")
+        for name, value in settings(str(scratch / "lake")).items():
+            session = session.config(name, value)
+        started = session.config("spark.sql.shuffle.partitions", PARTS).getOrCreate()
+        yield started
+        started.stop()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def lake_session(spark: Any, folder: Path) -> Any:
+    """Another session of the same Spark whose lake lies in this folder."""
+    session = spark.newSession()
+    for name, value in settings(str(folder)).items():
+        if name.startswith("spark.sql.catalog."):
+            session.conf.set(name, value)
+    session.conf.set("spark.sql.shuffle.partitions", PARTS)
+    return session
