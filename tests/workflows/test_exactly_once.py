@@ -19,6 +19,7 @@ from narrows.settings import load_app
 
 ROOT = Path(__file__).parents[2]
 EVENTS, USERS, DUPLICATES, KILLS = 20_000, 300, 200, 4
+BUSIEST = 30
 FEATURE_OF = {"view": "views", "add_to_cart": "cart_additions", "purchase": "purchases"}
 ON_FAILURE_RETRIES = 10
 
@@ -62,9 +63,9 @@ def put(aws: Aws, stream: str, events: Sequence[Event]) -> None:
         assert kinesis.put_records(StreamName=stream, Records=records)["FailedRecordCount"] == 0
 
 
-def states(aws: Aws, table: str) -> Mapping[str, VisitorState]:
+def states(aws: Aws, table: str, users: int = USERS) -> Mapping[str, VisitorState]:
     store = DynamoStateStore(aws.client("dynamodb"), table, clock=time.time, consistent=True)
-    return store.get_many([user_key(f"user-{number}") for number in range(USERS)])
+    return store.get_many([user_key(f"user-{number}") for number in range(users)])
 
 
 def counted(aws: Aws, table: str, features: FeatureSet, now: float) -> dict[str, dict[str, float]]:
@@ -84,20 +85,21 @@ def checkpoints(home: Path) -> dict[str, int]:
     return found
 
 
-def ahead(aws: Aws, table: str, home: Path) -> int:
+def ahead(aws: Aws, table: str, home: Path, users: int = USERS) -> int:
     """How many stored states hold events after their shard's checkpoint: these will be delivered again."""
     stored = checkpoints(home)
     return sum(
         any(sequence > stored.get(shard, 0) for shard, sequence in state.applied.items())
-        for state in states(aws, table).values()
+        for state in states(aws, table, users).values()
     )
 
 
-def kill_in_the_middle(process: StreamProcess, home: Path, rng: random.Random) -> None:
-    """Kill -9 somewhere in the batch after the next checkpoint."""
+def kill_in_the_middle(aws: Aws, process: StreamProcess, home: Path, rng: random.Random) -> None:
+    """Kill -9 in a batch after the next checkpoint, soon after it began to write."""
     before = checkpoints(home)
-    wait_for(lambda: checkpoints(home) != before, 30, "the next checkpoint")
-    time.sleep(rng.uniform(0.02, 0.2))
+    wait_for(lambda: checkpoints(home) != before, 60, "the next checkpoint")
+    wait_for(lambda: ahead(aws, "state", home, BUSIEST), 60, "writes that no checkpoint covers")
+    time.sleep(rng.uniform(0.0, 0.05))
     process.kill()
 
 
@@ -117,7 +119,7 @@ def test_twenty_thousand_events_count_exactly_once_through_kills_and_duplicates(
     put(aws, "events", sent[: len(sent) // 2])
     replayed = []
     for kill in range(KILLS):
-        kill_in_the_middle(process, tmp_path, rng)
+        kill_in_the_middle(aws, process, tmp_path, rng)
         replayed.append(ahead(aws, "state", tmp_path))
         if kill == KILLS // 2:
             put(aws, "events", sent[len(sent) // 2 :])
