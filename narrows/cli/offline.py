@@ -71,4 +71,4 @@ def _state(app: App, events: list[Any]) -> VisitorState | None:
     if not events:
         return None
     arrivals = [Arrival(SHARD, number, event) for number, event in enumerate(events)]
-    return fold(VisitorState(), arrivals, FeatureSet(app.features))
+    return fold(VisitorState(), arrivals, FeatureSet(app.features).scoped("visitor", "user"))
