@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,6 +22,7 @@ from narrows.features.state import (
     RING,
     Arrival,
     VisitorState,
+    Write,
     fold,
 )
 from narrows.features.stream import DeadLetter, DeadLetters, Outcome, StreamRecord, update_features
@@ -215,3 +217,39 @@ def test_poison_is_given_up_with_its_reason_and_harms_nothing_else() -> None:
     kept = deliver(store, batch, FullLetters()).failures
     assert [int(one.sequence) - BASE for one in kept] == [2, 3]
     assert kept[0].reason == letters.letters[0].reason
+
+
+class CountingStore(MemoryStateStore):
+    """Counts the writes of each key, and the reads."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=lambda: T0)
+        self.writes: Counter[str] = Counter()
+        self.reads = 0
+
+    def get_many(self, keys: Sequence[str]) -> Mapping[str, VisitorState]:
+        self.reads += 1
+        return super().get_many(keys)
+
+    def put_all(self, writes: Sequence[Write]) -> None:
+        super().put_all(writes)
+        self.writes.update(one.key for one in writes)
+
+
+def test_a_batch_writes_each_key_once_and_reads_them_together() -> None:
+    """300 events of 20 users and their sessions, anonymous and logged in, in any order: one write each."""
+    random_, batch = random.Random(1), []
+    for number in range(300):
+        who, anonymous = number % 20, random_.random() < 0.5
+        user = None if anonymous else f"u{who}"
+        event = Event(f"e{number}", "click", T0 + number, T0, user_id=user, session_id=f"s{who}", item_id="i")
+        batch.append(StreamRecord("shard-0", str(BASE + number), json.dumps(to_record(event)).encode()))
+    store = CountingStore()
+    outcome = deliver(store, batch)
+    assert set(store.writes.values()) == {1}
+    assert (outcome.events, outcome.keys, outcome.writes, outcome.together) == (300, 40, 40, 40)
+    assert store.reads == 1
+    again = deliver(store, batch)
+    assert (again.writes, again.failures) == (0, [])
+    states = store.get_many([f"u#u{number}" for number in range(20)])
+    assert sum(map(clicks, states.values())) == 300
