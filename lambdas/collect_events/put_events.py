@@ -72,12 +72,12 @@ def _answered(collected: Collected) -> Response[str]:
     refused = [one for one in collected.verdicts if one.status == "rejected"]
     if not refused:
         return Response(status_code=HTTPStatus.OK, content_type=JSON, body="")
-    wrong = [one for one in refused if one.remedy != SEND_AGAIN]
-    if not wrong:
-        reason = f"{len(refused)} of {len(collected.verdicts)} events were not stored; send them again"
+    lost = [one for one in refused if one.remedy == SEND_AGAIN]
+    if lost:  # before what is wrong: clients try again by themselves, and then hear of that
+        reason = f"{len(lost)} of {len(collected.verdicts)} events were not stored; send them again"
         return _error(HTTPStatus.SERVICE_UNAVAILABLE, UNAVAILABLE, reason)
-    named = "; ".join(_named(one) for one in wrong[:SHOWN])
-    more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+    named = "; ".join(_named(one) for one in refused[:SHOWN])
+    more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
     stored = f"{collected.accepted} of {len(collected.verdicts)} events were stored"
     return _error(HTTPStatus.BAD_REQUEST, INVALID, f"{named}{more} ({stored})")
 

@@ -124,10 +124,11 @@ def test_a_bad_event_is_named_in_the_error_and_the_others_are_stored(
 
 
 def test_a_stream_that_refuses_is_a_reason_to_try_again(deployed: Deployed, personalize: Any) -> None:
-    """503 is what SDKs try again by themselves."""
+    """503 is what SDKs try again by themselves, also where another event is wrong for good."""
     deployed.kinesis.delete_stream(StreamName=deployed.stream)
     with pytest.raises(ClientError) as refusal:
-        call(personalize, sent())
+        call(personalize, sent(), sent(eventType="Teleport"))
+    assert "1 of 2 events were not stored; send them again" in str(refusal.value)
     assert refusal.value.response["Error"]["Code"] == "ServiceUnavailableException"
     assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 503
 
