@@ -27,7 +27,7 @@ LANDED = T.StructType(
 def read_landed(spark: SparkSession, files: Sequence[str]) -> DataFrame:
     """Every line of these files; one that cannot be read as an event keeps its text in `_unreadable`."""
     lines = spark.read.schema(LANDED).option("columnNameOfCorruptRecord", UNREADABLE).json(list(files))
-    return lines.select("*", F.col("_metadata.file_path").alias(FILE))
+    return lines.select("*", F.substring_index("_metadata.file_path", "/", -2).alias(FILE))
 
 
 def events(landed: DataFrame) -> DataFrame:

@@ -2,9 +2,9 @@
 
     python -m localcloud.aws --port 4566 --home .narrows
 
-Listens on 127.0.0.1 only. Everything is in memory but what lies below `home`: logs/jobs (kept), jobs and tmp
-(emptied at every start). Prints one JSON line when it answers; ends on SIGTERM, and with the process that
-started it.
+Listens on 127.0.0.1 only. Everything is in memory but what lies below `home`: logs/jobs (kept), jobs, lake
+and tmp (emptied at every start). Prints one JSON line when it answers; ends on SIGTERM, and with the process
+that started it.
 
 MiniStack keeps S3, DynamoDB, Kinesis, Lambda, CloudFormation and the rest; Step Functions, SageMaker and
 application auto scaling are moto's; runs of Glue jobs and SageMaker training jobs are ours. Event source
@@ -45,7 +45,7 @@ def prepare(home: Path, port: int) -> None:
     """Set what the emulators read when they are imported, and start with empty folders for passing things."""
     for name in [name for name in os.environ if name.startswith(INHERITED_ENDPOINTS)]:
         del os.environ[name]
-    for folder in ("tmp", "jobs"):
+    for folder in ("tmp", "jobs", "lake"):
         shutil.rmtree(home / folder, ignore_errors=True)
         (home / folder).mkdir(parents=True)
     (home / "logs" / "jobs").mkdir(parents=True, exist_ok=True)

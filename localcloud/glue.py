@@ -24,7 +24,7 @@ from localcloud.jars import ICEBERG, kept
 from localcloud.jobs import Ended, job_environment, last_lines, run_process
 from localcloud.services import Operation, Refused
 from localcloud.spark import spark_environment
-from localcloud.staging import Stage, bucket_and_key, download, localised
+from localcloud.staging import LAKE, Stage, bucket_and_key, download, localised
 
 ACTIVE = frozenset({"STARTING", "RUNNING", "STOPPING"})
 MINUTES_BY_DEFAULT = 2880
@@ -177,7 +177,7 @@ class JobRuns:
     def _work(self, run: Run, job: Mapping[str, Any]) -> None:
         folder = self._home / "jobs" / run.number
         log = self._home / "logs" / "jobs" / f"{run.job}-{run.number}.log"
-        stage = Stage(self._s3, folder / "s3")
+        stage = Stage(self._s3, folder / "s3", self._home / LAKE)
         try:
             ended = self._execute(run, job, folder, stage, log)
             if not (ended.code or ended.stopped or ended.overran):

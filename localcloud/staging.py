@@ -3,6 +3,8 @@
 A job is given local paths in place of its `s3://` arguments: what lies below a URI is downloaded before it
 runs, and what the job wrote, changed or removed there is brought back after a success. The job does not know:
 the same code reads `s3://` itself in AWS, where Spark can.
+
+The lake lies in one place for all jobs: the metadata of its tables hold absolute paths.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 URI = re.compile(r"s3[an]?://[^\s,]+")
+LAKE = "lake"
+"""The first part of the keys whose files every job finds under the same path."""
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
@@ -60,11 +64,12 @@ def upload_archive(s3: Any, folder: Path, uri: str) -> None:
 
 @dataclass
 class Stage:
-    """The local stand-in of every S3 location that one job names, below `root`."""
+    """The local stand-in of every S3 location that one job names: below `root`, the lake's below `kept`."""
 
     s3: Any
     root: Path
-    _uris: list[str] = field(default_factory=list)
+    kept: Path
+    _places: dict[str, Path] = field(default_factory=dict)
     _before: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
     def localise(self, text: str) -> str:
@@ -73,19 +78,22 @@ class Stage:
 
     def _bring(self, uri: str) -> Path:
         bucket, key = bucket_and_key(uri)
-        local = self.root / bucket / key.rstrip("/")
-        if uri not in self._uris:
-            self._uris.append(uri)
+        base = self.kept if key.partition("/")[0] == LAKE else self.root
+        local = base / bucket / key.rstrip("/")
+        if uri not in self._places:
+            self._places[uri] = local
             for found in keys_below(self.s3, bucket, key):
-                path = self.root / bucket / found
-                download(self.s3, bucket, found, path)
-                self._before[path] = _stamp(path)
+                path = base / bucket / found
+                if base == self.root or not path.exists():  # what is kept is what the last job left there
+                    download(self.s3, bucket, found, path)
             local.parent.mkdir(parents=True, exist_ok=True)
+            self._before.update((path, _stamp(path)) for path in self._files(local))
         return local
 
     def bring_back(self) -> list[str]:
         """Upload what is new or changed, delete what the job removed; the keys that were written."""
-        now = {path: _stamp(path) for path in self._files()}
+        places = {self.root, *(place for place in self._places.values() if place.is_relative_to(self.kept))}
+        now = {path: _stamp(path) for place in places for path in self._files(place)}
         written = [path for path, stamp in now.items() if self._before.get(path) != stamp]
         for path in written:
             self.s3.upload_file(str(path), *self._address(path))
@@ -94,14 +102,15 @@ class Stage:
             self.s3.delete_object(Bucket=bucket, Key=key)
         return [self._address(path)[1] for path in written]
 
-    def _files(self) -> Iterable[Path]:
+    def _files(self, below: Path) -> Iterable[Path]:
         hidden = (".crc", "_temporary")  # Hadoop's local checksums and unfinished work are no objects
-        for path in self.root.rglob("*"):
+        for path in [below, *below.rglob("*")]:
             if path.is_file() and path.suffix != hidden[0] and hidden[1] not in path.parts:
                 yield path
 
     def _address(self, path: Path) -> tuple[str, str]:
-        bucket, *key = path.relative_to(self.root).parts
+        base = self.kept if path.is_relative_to(self.kept) else self.root
+        bucket, *key = path.relative_to(base).parts
         return bucket, "/".join(key)
 
 

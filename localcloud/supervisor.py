@@ -4,7 +4,7 @@
     down(Path(".narrows"))
 
 AWS is in memory: after `down` nothing of it is left. What stays in the home are logs/ (those of the last
-run), jobs/ and cdk/ (the assembly that was deployed).
+run), lake/ (its tables, until the next start), jobs/ and cdk/ (the assembly that was deployed).
 """
 
 from __future__ import annotations
