@@ -27,6 +27,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("narrows")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """PySpark leaves the sockets by which it collects rows to the garbage collector, which says so."""
+    for item in items:
+        if item.get_closest_marker("spark"):
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
+
+
 def pytest_runtest_setup() -> None:
     """No test reaches beyond this machine."""
     socket_allow_hosts(LOOPBACK, allow_unix_socket=True)
