@@ -1,12 +1,16 @@
 """Served vectors against the same computed from the lake: how many values agree, and why the others do not.
 
     measure_skew.py --lake PATH [--database NAME] --decisions PATH --app-config PATH --output PATH
-                    [--rate 0.01] [--at-most 2000] [--since MOMENT]
+                    [--rate 0.01] [--at-most 2000] [--since MOMENT] [--streamed PATH] [--nightly PATH]
 
 A share `--rate` of the decision records under `--decisions`, chosen by a hash of their ids, is computed again
 by Spark with the definitions of today: as of the moment of the decision, from exactly those events that its
 states had applied. Every value is compared: integers and lists bit for bit, other numbers to 1 part in 10^9.
 The report, one JSON object, goes to the folder `--output`; a divergence does not fail the job.
+
+Items' values are approximate in the stream and exact after the night: their distance from the exact ones is
+told as information, for `--streamed` (JSON lines of item_id, at, values) and `--nightly` (build_features'
+folder `item/`).
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from pyspark.sql import functions as F  # the name that Spark's own documentatio
 from glue_jobs.app_files import read_app
 from glue_jobs.compact_events import READ_THROUGH
 from glue_jobs.decision_sample import Decision, read_sample
+from glue_jobs.item_errors import item_statistics
 from glue_jobs.lake import add_arguments, events_table, open_lake, read_events
 from glue_jobs.reports import moment, write_report
 from narrows.events import EXCLUDING_TYPES, Event
@@ -222,6 +227,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="the folder of the report")
     parser.add_argument("--rate", type=float, default=0.01, help="the share of records to look at")
     parser.add_argument("--at-most", type=int, default=2000, help="records to look at, at most")
+    parser.add_argument("--streamed", default=None, help="items as the stream has counted them")
+    parser.add_argument("--nightly", default=None, help="items as the night has computed them")
     parser.add_argument("--since", type=moment, default=None, help="no records from before this moment")
     known, _ = parser.parse_known_args(argv)  # Glue adds arguments of its own: --JOB_NAME, --TempDir
     return known
@@ -234,7 +241,9 @@ def main(argv: Sequence[str]) -> None:
     sample = read_sample(
         spark, arguments.decisions, rate=arguments.rate, at_most=arguments.at_most, since=arguments.since
     )
-    found = {"app": app.name, **measure(spark, sample, FeatureSet(app.features))}
+    features = FeatureSet(app.features)
+    items = item_statistics(read_events(spark), features, arguments.streamed, arguments.nightly)
+    found = {"app": app.name, **measure(spark, sample, features), "item_statistics": items}
     write_report(spark, arguments.output, found)
     print(json.dumps(found))  # noqa: T201  # the job's log is where its result is looked for
 

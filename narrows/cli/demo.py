@@ -13,6 +13,7 @@ from typing import Any
 from narrows.cli.api_client import Api, send_in_lanes
 from narrows.cli.console import CommandFailed, Console, between
 from narrows.cli.deployment import Consumers, Deployment
+from narrows.cli.kept import keep, kept
 from narrows.cli.places import Places
 from narrows.cli.slates import three_slates
 from narrows.cli.steps import Steps
@@ -90,7 +91,7 @@ class _Demo:
 
     def __init__(self, places: Places, console: Console, now: float) -> None:
         self.steps = Steps(console, 6)
-        self._console, self._home, self._now = console, places.home, now
+        self._console, self._places, self._home, self._now = console, places, places.home, now
         self._app, self._market = places.app(APP), Market(SEED, as_of=now)
         self._stamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%dt%H%M%S")
 
@@ -110,6 +111,10 @@ class _Demo:
         sent = self._send(api, events)
         promotion = self._train()
         slates = self._serve(api, str(promotion["version"]))
+        landed = keep(self._deployment, self._app, kept(self._places, APP))
+        self.steps.remark(
+            f"{landed['decisions']} files of decisions kept; narrows skew --app {APP} proves them"
+        )
         self.steps.end()
         seconds = {name: round(value, 1) for name, value in self.steps.seconds.items()}
         return {"events": sent, "promotion": promotion, "slates": slates, "seconds": seconds}

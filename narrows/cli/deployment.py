@@ -43,13 +43,31 @@ class Deployment:
         )
         return cls({name: value for stack in outputs.values() for name, value in stack.items()})
 
+    @classmethod
+    def running(cls, home: Path, app: str) -> Deployment | None:
+        """The deployment in the local AWS that runs in this home; None where none serves this app."""
+        from localcloud import supervisor
+
+        state = supervisor.status(home)
+        if not state["running"] or state.get("app") != app or "aws_endpoint" not in state:
+            return None
+        cls.of({}, state["aws_endpoint"])
+        cloudformation = client("cloudformation", read_timeout_s=TIMEOUT_S, connect_timeout_s=2.0, attempts=3)
+        stacks = cloudformation.get_paginator("describe_stacks").paginate()
+        outputs = {
+            stack["StackName"]: {one["OutputKey"]: one["OutputValue"] for one in stack.get("Outputs", ())}
+            for page in stacks
+            for stack in page["Stacks"]
+        }
+        return cls.of(outputs, state["aws_endpoint"])
+
     def publish(
         self, app: App, rows: Sequence[Mapping[str, Any]], scratch: Path, version: str, now: float
     ) -> None:
         """Publish the catalogue and move the pointer of the snapshot."""
         s3 = client("s3", read_timeout_s=60.0, connect_timeout_s=2.0, attempts=3)
         control = DynamoControlTable(
-            self._output("ControlTableName"),
+            self.output("ControlTableName"),
             region=REGION,
             connect_timeout_s=2.0,
             read_timeout_s=TIMEOUT_S,
@@ -57,7 +75,7 @@ class Deployment:
         publish_catalogue(
             app,
             rows,
-            objects=S3Objects(s3, self._output("BucketName")),
+            objects=S3Objects(s3, self.output("BucketName")),
             control=control,
             directory=scratch,
             version=version,
@@ -66,10 +84,11 @@ class Deployment:
 
     def run_workflow(self, run: str, entered: Callable[[str], None], timeout_s: float) -> dict[str, Any]:
         """Train and, if the gate says so, promote; the output says whether and why."""
-        workflow = Workflow(self._output("StateMachineArn"))
+        workflow = Workflow(self.output("StateMachineArn"))
         return workflow.run(run, {"run": run}, entered=entered, timeout_s=timeout_s)
 
-    def _output(self, name: str) -> str:
+    def output(self, name: str) -> str:
+        """An output of the stacks by its name."""
         if name not in self.outputs:
             raise CommandFailed(
                 f"the stacks have no output {name}; they have {', '.join(sorted(self.outputs))}"
