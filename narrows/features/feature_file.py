@@ -64,7 +64,9 @@ def _parameters(table: Table, events: Collection[str]) -> dict[str, Parameter]:
     parameters: dict[str, Parameter] = dict(per)
     for name, value in table.rest().items():
         seconds = duration_s(value)
-        if seconds is not None:
+        if name.endswith("_s"):
+            table.problem(name, value, f'write it with its unit, as {name.removesuffix("_s")} = "7d"')
+        elif seconds is not None:
             parameters[f"{name}_s"] = seconds
         else:
             parameters[name] = tuple(value) if isinstance(value, list) else value
