@@ -24,14 +24,10 @@ from narrows.skew.trials import (
     all_there_are,
     cut_to_32_bits,
     in_day_of_arrival,
-    no_events,
     not_yet_applied,
-    one_key_more,
-    one_key_only,
-    one_session_only,
+    other_keys,
     rendered,
     shifted,
-    without_one_key,
     without_stragglers,
 )
 
@@ -69,11 +65,7 @@ _TRIED: tuple[tuple[str, str, Trials], ...] = (
         )
         for lateness_s in LATENESS_S
     ),
-    (OLD_KEY, "the events of only one of the visitor's keys count", one_key_only),
-    (OLD_KEY, "the events of one of the visitor's keys do not count", without_one_key),
-    (OLD_KEY, "the events of only one session count", one_session_only),
-    (OLD_KEY, "the events of a key count that was not the visitor's yet", one_key_more),
-    (OLD_KEY, "no events count, as under a key that is not there", no_events),
+    (OLD_KEY, "the events of other keys than the visitor's count: one alone, one more, or none", other_keys),
     (OVERFLOW, "the numbers of the events are cut to 32 bits", cut_to_32_bits),
 )
 

@@ -163,6 +163,12 @@ def one_key_more(case: Case) -> Iterator[Trial]:
         yield Trial([*case.honest.events, *more], case.row.at)
 
 
+def other_keys(case: Case) -> Iterator[Trial]:
+    """Every other choice among the keys: one join finds this for one visitor and that for another."""
+    for trials in (one_key_only, without_one_key, one_session_only, one_key_more, no_events):
+        yield from trials(case)
+
+
 def no_events(case: Case) -> Iterator[Trial]:
     """A key under which nothing is found."""
     if case.honest.events:
