@@ -1,4 +1,4 @@
-"""An app's folder as jobs are given it: a folder of this machine, or one packed as a .zip where Spark reads."""
+"""An app's folder as jobs are given it: a folder of this machine, or a .zip of it that Spark reads."""
 
 from __future__ import annotations
 

@@ -1,17 +1,24 @@
-"""Landed events -> the training data directory: interactions, items, and slates with their outcomes.
+"""The lake's events and the decision records -> the training data directory.
 
-    build_training_set.py --landing PATH --catalogue PATH --app-config app.toml --output PATH
+    build_training_set.py --lake PATH [--database NAME] --decisions PATH --catalogue PATH --app-config PATH
+                          --output PATH [--as-of SECONDS]
 
 Every PATH is a folder that Spark can read: a plain one here, s3:// in Glue. What is written:
 
-- `interactions/`: user_id, item_id, time, event_type, value, weight. One row for each event of a type that
-  the app gives a label; `weight` is that label. `user_id` is the visitor's key: "u#..." or, where the
-  visitor is anonymous, "s#...".
-- `impressions/`: recommendation_id, user_id, item_id, position (from 1), surface, shown_at, label. One row
-  for each item shown; `label` is the best of what came of it under that recommendation, else 0.
-- `items/`: the catalogue as given. `quarantine/`: lines that are no events, as they were.
+- `interactions/`: user_id, item_id, time, event_type, value, weight, recommendation_id, mature. One row for
+  each event of a type that the app gives a label; `weight` is that label. `user_id` is the visitor's key:
+  "u#..." or, where the visitor is anonymous, "s#...".
+- `impressions/`: recommendation_id, user_id, item_id, position (from 1), surface, shown_at, label, outcome,
+  mature, weight, and what the decision record holds of the item. One row for each item shown; `label` is the
+  best that came of it inside its window, 0 for nothing. `served` is false where there is no record.
+- `negatives/`: user_id, time, item_id, negative_id, drawn_from, weight: items that were no choice at a label.
+- `visitor_features/`: user_id, time, recommendation_id, served, visitor, request, context: what was known
+  when a slate was shown and at each visitor's newest labels. `served` values are those of the record; the
+  others are recomputed from the events before that moment.
+- `item_features/`: item_id, as_of and one column a feature, as of a few moments and of now.
+- `items/`: the catalogue as given.
 
-An event that arrives twice counts once: its first arrival. An event without consent trains nothing.
+An event that is marked (a program's, a duplicate) or came without consent trains nothing, and is counted.
 """
 
 from __future__ import annotations
@@ -19,181 +26,176 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tomllib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
-from pyspark.sql import types as T
+from pyspark.sql.window import Window
 
-MALFORMED = "_malformed"
-LANDED = T.StructType(
-    [
-        T.StructField("event_id", T.StringType()),
-        T.StructField("event_type", T.StringType()),
-        T.StructField("sent_at", T.DoubleType()),
-        T.StructField("received_at", T.DoubleType()),
-        T.StructField("user_id", T.StringType()),
-        T.StructField("session_id", T.StringType()),
-        T.StructField("item_id", T.StringType()),
-        T.StructField("event_value", T.DoubleType()),
-        T.StructField("recommendation_id", T.StringType()),
-        T.StructField("surface", T.StringType()),
-        T.StructField("impression", T.ArrayType(T.StringType())),
-        T.StructField("consent", T.BooleanType()),
-        T.StructField(MALFORMED, T.StringType()),
-    ]
+from glue_jobs.app_files import read_app
+from glue_jobs.lake import add_arguments, open_lake, read_events
+from glue_jobs.outcomes import impressions, interactions, label, negatives, shown, with_served
+from glue_jobs.point_in_time import (
+    DECISIONS,
+    JUST_BEFORE_S,
+    NEWEST,
+    point_in_time,
+    read_decisions,
+    served_and_recomputed,
 )
+from narrows.features.registry import FeatureSet
+from narrows.settings import App
+
+ITEM_MOMENTS = 4
+AT_ONCE = 3
 
 
-def read_landed(spark: SparkSession, landing: str) -> DataFrame:
-    """Every landed line; one that cannot be read as an event keeps its text in the column `_malformed`."""
-    return (
-        spark.read.schema(LANDED)
-        .option("recursiveFileLookup", "true")
-        .option("pathGlobFilter", "*.jsonl.gz")
-        .option("columnNameOfCorruptRecord", MALFORMED)
-        .json(landing)
-    )
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a training set is built from; `as_of` is the moment that it stands at, in epoch seconds."""
+
+    events: DataFrame
+    decisions: DataFrame
+    items: DataFrame
+    app: App
+    as_of: float
 
 
-def read_catalogue(spark: SparkSession, catalogue: str) -> DataFrame:
-    """The items from a folder of Parquet files."""
-    return spark.read.parquet(catalogue)
+def usable(events: DataFrame, as_of: float) -> DataFrame:
+    """The events up to the moment that their visitors consented to and that no mark speaks against."""
+    return events.withColumn("why_not", _why_not(as_of)).where("why_not IS NULL").drop("why_not")
 
 
-def read_labels(spark: SparkSession, app_config: str) -> dict[str, float]:
-    """Event type -> label, from the `events` of an app.toml; types that are context only are left out."""
-    text = spark.read.text(app_config, wholetext=True).first()
-    if text is None:
-        raise ValueError(f"--app-config {app_config} is empty; give the path of the app's app.toml")
-    events = tomllib.loads(text[0]).get("events", {})
-    return {name: float(event["label"]) for name, event in events.items() if event.get("label", 0.0) > 0.0}
+def left_out(events: DataFrame, as_of: float) -> dict[str, int]:
+    """How many events there are, and how many of them are left out for each reason."""
+    reasons = events.groupBy(_why_not(as_of).alias("reason")).count().collect()
+    found = {row["reason"]: row["count"] for row in reasons}
+    counts = {"read": sum(found.values()), "usable": found.pop(None, 0)}
+    return {**counts, **dict.fromkeys(("later", "marked", "without_consent"), 0), **found}
 
 
-def malformed(landed: DataFrame) -> DataFrame:
-    """The lines that are no events: unreadable, or without an id, a type, a time or a visitor."""
-    return landed.where(~_is_event())
-
-
-def usable(landed: DataFrame) -> DataFrame:
-    """The first arrival of each event that its visitor consented to, with the key of that visitor."""
-    events = landed.where(_is_event()).drop(MALFORMED)
-    first = F.min_by(F.struct(*events.columns), F.coalesce("received_at", "sent_at")).alias("event")
-    distinct = events.groupBy("event_id").agg(first).select("event.*")
-    consented = distinct.where(F.coalesce("consent", F.lit(True)))
-    visitor = F.coalesce(F.concat(F.lit("u#"), F.col("user_id")), F.concat(F.lit("s#"), F.col("session_id")))
-    return consented.withColumn("visitor", visitor)
-
-
-def interactions(events: DataFrame, labels: Mapping[str, float]) -> DataFrame:
-    """What visitors did with items, oldest first for each visitor."""
-    return (
-        events.withColumn("weight", _label(labels))
-        .where((F.col("weight") > 0) & F.col("item_id").isNotNull())
-        .select(
-            F.col("visitor").alias("user_id"),
-            "item_id",
-            F.col("sent_at").alias("time"),
-            "event_type",
-            F.col("event_value").alias("value"),
-            "weight",
-        )
-        .repartition("user_id")
-        .sortWithinPartitions("user_id", "time")
-    )
-
-
-def impressions(events: DataFrame, labels: Mapping[str, float]) -> DataFrame:
-    """Every item of every slate that was shown, with the best thing that came of it."""
-    shown = events.where((F.col("event_type") == "impression") & F.col("recommendation_id").isNotNull())
-    lines = shown.select(
-        "recommendation_id",
-        F.col("visitor").alias("user_id"),
-        F.posexplode("impression").alias("place", "item_id"),
-        "surface",
-        F.col("sent_at").alias("shown_at"),
-    )
-    outcomes = (
-        events.withColumn("label", _label(labels))
-        .where((F.col("label") > 0) & F.col("recommendation_id").isNotNull())
-        .groupBy("recommendation_id", F.col("visitor").alias("user_id"), "item_id")
-        .agg(F.max("label").alias("label"))
-    )
-    return (
-        lines.withColumn("position", F.col("place") + 1)
-        .drop("place")
-        .join(outcomes, ["recommendation_id", "user_id", "item_id"], "left")
-        .fillna(0.0, ["label"])
-    )
-
-
-def build(landed: DataFrame, items: DataFrame, labels: Mapping[str, float], output: str) -> Mapping[str, int]:
-    """Write the training data directory under `output`; returns how many of what, nothing left uncounted."""
-    spread_over_cores(landed)
-    landed = landed.cache()
-    events = usable(landed).cache()
-    rejected = malformed(landed)
-    counts = {"read": landed.count(), "malformed": rejected.count(), "usable": events.count()}
-    counts["duplicates_or_without_consent"] = counts["read"] - counts["malformed"] - counts["usable"]
-    tables = {
-        "interactions": interactions(events, labels),
-        "impressions": impressions(events, labels),
-        "items": items,
-        "quarantine": rejected,
+def tables(inputs: Inputs) -> dict[str, DataFrame]:
+    """Every table of the training data directory."""
+    events = usable(inputs.events, inputs.as_of).cache()
+    features = FeatureSet(inputs.app.features)
+    types = inputs.app.events
+    done = interactions(events, types, inputs.as_of)
+    seen = impressions(events, types, inputs.as_of).cache()
+    labels = newest_labels(events, inputs.app).cache()
+    asked = _requests(labels, shown(events), events)
+    positives = labels.select(F.col("visitor").alias("user_id"), "time", "item_id", "recommendation_id")
+    return {
+        "interactions": done,
+        "impressions": with_served(seen, inputs.decisions),
+        "negatives": negatives(positives, seen, done, done),
+        "visitor_features": served_and_recomputed(events, asked, inputs.decisions, features),
+        "item_features": item_features(events, inputs.items, labels, features, inputs.as_of),
+        "items": inputs.items,
     }
-    for name, table in tables.items():
+
+
+def newest_labels(events: DataFrame, app: App) -> DataFrame:
+    """The last events of each visitor that train."""
+    newest = Window.partitionBy("visitor").orderBy(F.col("time").desc())
+    worth = events.where((label(app.events) > 0) & F.col("item_id").isNotNull())
+    return worth.withColumn("place", F.row_number().over(newest)).where(F.col("place") <= NEWEST)
+
+
+def item_features(
+    events: DataFrame, items: DataFrame, labels: DataFrame, features: FeatureSet, as_of: float
+) -> DataFrame:
+    """The items' values as of now, and as of moments before labels: none of them may see itself counted."""
+    shares = [place / ITEM_MOMENTS for place in range(ITEM_MOMENTS)]
+    times = labels.approxQuantile("time", shares, 0.001)
+    moments = sorted({*(moment - JUST_BEFORE_S for moment in times), as_of})
+    asked = items.select(F.col("item_id").cast("string").alias("key")).where("key IS NOT NULL")
+    asked = asked.withColumn("as_of", F.explode(F.array(*map(F.lit, moments))))
+    names = features.scoped("item").names
+    if not names:
+        return asked.where("false").select(F.col("key").alias("item_id"), "as_of")
+    values = point_in_time(events, asked, features, "item")
+    return values.select(
+        F.col("key").alias("item_id"), "as_of", *(F.col(name).cast("double") for name in names)
+    )
+
+
+def build(spark: SparkSession, inputs: Inputs, output: str) -> dict[str, int]:
+    """Write the training data directory under `output`; returns how many of what, nothing left uncounted."""
+    counts = left_out(inputs.events, inputs.as_of)
+    counts["decisions"] = inputs.decisions.count()
+    made = tables(inputs)
+
+    def write(name: str) -> int:
         folder = f"{output.rstrip('/')}/{name}"
-        table.write.mode("overwrite").parquet(folder)
-        counts[name] = landed.sparkSession.read.schema(table.schema).parquet(folder).count()
+        made[name].write.mode("overwrite").parquet(folder)
+        return spark.read.schema(made[name].schema).parquet(folder).count()
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # Spark itself spreads each; together they leave no core idle
+        counts |= dict(zip(made, pool.map(write, made), strict=True))
+    spark.catalog.clearCache()
     return counts
 
 
-def spread_over_cores(landed: DataFrame) -> None:
-    """Shuffle into as many parts as cores and input need: Spark's own 200 cost a small input a minute."""
-    cores = landed.sparkSession.sparkContext.defaultParallelism
-    parts = max(2 * cores, 4 * landed.rdd.getNumPartitions())
-    landed.sparkSession.conf.set("spark.sql.shuffle.partitions", str(parts))
+def decisions_of(spark: SparkSession, landing: str) -> DataFrame:
+    """The decision records; none where nothing was recommended yet."""
+    path = spark._jvm.org.apache.hadoop.fs.Path(landing)  # Spark's Python has no look for files
+    files = path.getFileSystem(spark._jsc.hadoopConfiguration())
+    return read_decisions(spark, landing) if files.exists(path) else spark.createDataFrame([], DECISIONS)
 
 
-def _is_event() -> F.Column:
-    whole = F.col(MALFORMED).isNull() & F.col("event_id").isNotNull() & F.col("event_type").isNotNull()
-    has_visitor = F.col("user_id").isNotNull() | F.col("session_id").isNotNull()
-    return whole & F.col("sent_at").isNotNull() & has_visitor
+def _requests(labels: DataFrame, slates: DataFrame, events: DataFrame) -> DataFrame:
+    """One row for each visitor and moment; a moment with a recommendation goes before one without."""
+    first = slates.groupBy("recommendation_id", "visitor").agg(F.min("shown_at").alias("time"))
+    newest = Window.partitionBy("visitor").orderBy(F.col("time").desc())
+    places = first.withColumn("place", F.row_number().over(newest))
+    shows = events.where("event_type = 'impression'")
+    of_slates = shows.join(places, ["recommendation_id", "visitor", "time"])
+    names = ("visitor", "session_id", "time", "recommendation_id", F.col("texts").alias("context"), "place")
+    both = labels.select(*names).unionByName(of_slates.select(*names))
+    row = F.struct("session_id", "recommendation_id", "context", "place")
+    one = F.min_by(row, F.col("recommendation_id").isNull()).alias("one")
+    return both.groupBy("visitor", "time").agg(one).select("visitor", "time", "one.*")
 
 
-def _label(labels: Mapping[str, float]) -> F.Column:
-    label = F.lit(0.0)
-    for name, worth in labels.items():
-        label = F.when(F.col("event_type") == name, F.lit(worth)).otherwise(label)
-    return label
+def _why_not(as_of: float) -> F.Column:
+    return (
+        F.when(F.col("time") > as_of, "later")
+        .when(F.size("marks") > 0, "marked")
+        .when(~F.coalesce("consent", F.lit(True)), "without_consent")
+    )
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--landing", required=True, help="folder of landed events (*.jsonl.gz, any depth)")
+    add_arguments(parser)
+    parser.add_argument("--decisions", required=True, help="folder of landed decision records (*.jsonl.gz)")
     parser.add_argument("--catalogue", required=True, help="folder of the items' Parquet files")
-    parser.add_argument("--app-config", required=True, help="the app's app.toml")
+    parser.add_argument("--app-config", required=True, help="the app's folder, or a .zip of it")
     parser.add_argument("--output", required=True, help="the training data directory to write")
+    parser.add_argument("--as-of", type=float, default=time.time(), help="the moment, epoch seconds; now")
     known, _ = parser.parse_known_args(argv)  # Glue adds arguments of its own: --JOB_NAME, --TempDir
     return known
 
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    spark = SparkSession.builder.appName("build_training_set").getOrCreate()
-    spark.conf.set("spark.sql.session.timeZone", "UTC")
-    counts = build(
-        read_landed(spark, arguments.landing),
-        read_catalogue(spark, arguments.catalogue),
-        read_labels(spark, arguments.app_config),
-        arguments.output,
+    spark = open_lake("build_training_set", arguments.lake, arguments.database)
+    inputs = Inputs(
+        read_events(spark),
+        decisions_of(spark, arguments.decisions),
+        spark.read.parquet(arguments.catalogue),
+        read_app(spark, arguments.app_config),
+        arguments.as_of,
     )
+    counts = build(spark, inputs, arguments.output)
     print(json.dumps(counts))  # noqa: T201  # the job's log is where its counts are looked for
     if counts["interactions"] == 0:
         raise SystemExit(
-            f"no interactions among {counts['read']} events under {arguments.landing}; check that the folder "
-            "holds landed events and that app.toml gives some of their types a label above 0"
+            f"no interactions: {counts['usable']} of {counts['read']} events in {arguments.lake} are usable; "
+            "check that compact_events has filled it and that app.toml gives their types labels above 0"
         )
 
 

@@ -16,8 +16,6 @@ from narrows.features.statistics import NONE_DECLARED, DeclaredItems
 from narrows.ranking import RankRequest
 from narrows.settings import App
 
-UNKNOWN = Known({}, None, {})
-
 
 @dataclass(frozen=True, eq=False)
 class Declared:
@@ -33,11 +31,12 @@ class Declared:
         return self.features if self.visitors else None
 
     def request(self, held: Cases, case: int) -> RankRequest:
-        """The request of a held-out event, with the values of its moment; unknown ones are left out."""
+        """The request of a held-out event, with the values of its moment; of an unknown one the defaults."""
         query = held.query(case)
         visitor = str(held.log.user_ids[held.log.users[held.positions[case]]])
+        nothing = self.features.read(self.features.zero(), query.now)
         found = self.visitors.at(visitor, query.now) if self.visitors else None
-        known = found or UNKNOWN
+        known = found or Known(nothing, None, {})
         request = known.request
         if request is None:
             request = self.features.computed.request_values(query.now, known.context, known.visitor)

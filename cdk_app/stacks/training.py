@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import aws_cdk as cdk
-from aws_cdk import aws_glue as glue
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_s3_assets as assets
 from aws_cdk import aws_scheduler as scheduler
@@ -12,13 +11,14 @@ from aws_cdk import aws_sqs as sqs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
-from cdk_app.blocks import Alarms, Function, SparkJob, acknowledge, allow, allow_objects, log_group
-from cdk_app.bundling import lambda_code, library_archive, source_archive
+from cdk_app.blocks import Alarms, Function, acknowledge, allow, allow_objects, log_group
+from cdk_app.bundling import lambda_code, source_archive
 from cdk_app.config import ROOT, Config
 from cdk_app.stacks.data import DataStack
+from cdk_app.stacks.spark_jobs import SparkJobs
 
 DEFINITION = ROOT / "stepfunctions" / "train_and_promote.asl.json"
-LOCAL_GLUE = "The local cloud's Glue runs jobs as processes of this machine and encrypts nothing."
+STEPS = ("compact_events", "check_data_quality", "build_features", "build_training_set")
 JOBS = "narrows-*"  # the prefix that the definition gives the training jobs' names
 
 
@@ -31,10 +31,7 @@ class TrainingStack(cdk.Stack):
         super().__init__(scope, name, **settings)  # type: ignore[arg-type]  # names, environment: as cdk.Stack has them
         self._config, self._stage, self._data = config, config.stage, data
         self._source = assets.Asset(self, "Source", path=str(source_archive()))
-        self._app_config = assets.Asset(
-            self, "AppConfig", path=str(ROOT / "apps" / config.app.name / "app.toml")
-        )
-        self.build_training_set = self._build_training_set()
+        self.spark = SparkJobs(self, "Spark", config=config, data=data)
         self.training_role = self._training_role()
         self.promote_model = self._promote_model()
         self.state_machine = self._state_machine()
@@ -42,41 +39,9 @@ class TrainingStack(cdk.Stack):
         failed = self.state_machine.metric_failed()
         Alarms(self._stage).on(self, "FailedAlarm", failed, 0, "Training failed; the live model stays")
         cdk.CfnOutput(self, "StateMachineArn", value=self.state_machine.state_machine_arn)
-        cdk.CfnOutput(self, "BuildTrainingSetJob", value=self.build_training_set.job.job_name)
+        for script in self.spark.jobs:
+            cdk.CfnOutput(self, f"{_words(script)}Job", value=self.spark.name_of(script))
         cdk.CfnOutput(self, "PromoteModelFunction", value=self.promote_model.function.function_name)
-
-    def _build_training_set(self) -> SparkJob:
-        job = SparkJob(
-            self,
-            "BuildTrainingSet",
-            stage=self._stage,
-            script=glue.Code.from_asset(str(ROOT / "glue_jobs" / "build_training_set.py")),
-            library=glue.Code.from_asset(str(library_archive())),
-            encryption=self._glue_encryption(),
-        )
-        data = self._data
-        allow_objects(job.role, data.bucket, data.key, read=["landing", "catalogue"], write=["training"])
-        job.role.add_to_policy(  # Spark's overwrite deletes first; the prefix is acknowledged above
-            iam.PolicyStatement(
-                actions=["s3:DeleteObject"], resources=[data.bucket.arn_for_objects("training/*")]
-            )
-        )
-        self._allow_asset(job.role, self._app_config)
-        return job
-
-    def _glue_encryption(self) -> glue.SecurityConfiguration | None:
-        """Everything that Glue writes under our key; the local cloud's Glue has no such thing."""
-        if self._stage.name == "local":
-            acknowledge(self, {"GL1": LOCAL_GLUE, "GL3": LOCAL_GLUE})
-            return None
-        key = self._data.key
-        return glue.SecurityConfiguration(
-            self,
-            "GlueEncryption",
-            s3_encryption=glue.S3Encryption.kms(key),
-            cloud_watch_encryption=glue.CloudWatchEncryption.kms(key),
-            job_bookmarks_encryption=glue.JobBookmarksEncryption.client_side_kms(key),
-        )
 
     def _training_role(self) -> iam.Role:
         """What the training jobs may do: read sets, models and code, write artifacts, log."""
@@ -149,8 +114,7 @@ class TrainingStack(cdk.Stack):
             "BucketName": self._data.bucket.bucket_name,
             "ControlTable": self._data.control.table_name,
             "KeyArn": self._data.key.key_arn,
-            "BuildTrainingSetJob": self.build_training_set.job.job_name,
-            "AppConfigUri": self._app_config.s3_object_url,
+            "AppConfigUri": self.spark.app_config.s3_object_url,
             "SourceUri": self._source.s3_object_url,
             "TrainingImage": f"{account}.dkr.ecr.{cdk.Aws.REGION}.{cdk.Aws.URL_SUFFIX}/{image}",
             "TrainingInstance": self._stage.training_instance,
@@ -158,16 +122,16 @@ class TrainingStack(cdk.Stack):
             "RankerRows": str(self._stage.ranker_rows),
             "TrainingRoleArn": self.training_role.role_arn,
             "PromoteModelFunction": self.promote_model.function.function_arn,
+            **{f"{_words(script)}Job": self.spark.name_of(script) for script in STEPS},
         }
 
     def _allow_steps(self, role: iam.Role) -> None:
         """What each state of the definition does, on what it does it, and nothing else."""
         self._data.control.allow(role, "GetItem")
-        job = self.format_arn(
-            service="glue", resource="job", resource_name=self.build_training_set.job.job_name
-        )
+        names = [self.spark.name_of(script) for script in STEPS]
+        jobs = [self.format_arn(service="glue", resource="job", resource_name=name) for name in names]
         runs = ["glue:StartJobRun", "glue:GetJobRun", "glue:GetJobRuns", "glue:BatchStopJobRun"]
-        allow(role, runs, [job])
+        allow(role, runs, jobs)
         trainings = self.format_arn(service="sagemaker", resource="training-job", resource_name=JOBS)
         verbs = ("CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob", "AddTags")
         named = "Every run names its jobs; all of them start with this prefix."
@@ -210,3 +174,7 @@ class TrainingStack(cdk.Stack):
             enabled=self._stage.schedule_training,
             description="Train and promote every night",
         )
+
+
+def _words(script: str) -> str:
+    return "".join(word.capitalize() for word in script.split("_"))

@@ -105,16 +105,39 @@ def test_training_folders_hold_nothing_else() -> None:
     """A channel is a prefix: artifacts of a run lie elsewhere, or they would be training data."""
     for one in TRAININGS.values():
         assert "/artifacts/{}/" in one["Parameters"]["OutputDataConfig"]["S3OutputPath.$"]
-    arguments = STATES["Build the training set"]["Parameters"]["Arguments"]
+    arguments = TASKS["Build the training set"]["Parameters"]["Arguments"]
     assert arguments["--output.$"] == "States.Format('s3://${BucketName}/training/{}', $.run)"
 
 
-def test_the_spark_job_gets_the_arguments_it_asks_for() -> None:
-    """Every required option of the script is given, and no other."""
-    script = (ROOT / "glue_jobs" / "build_training_set.py").read_text()
-    options = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', script))
-    given = {name.removesuffix(".$") for name in STATES["Build the training set"]["Parameters"]["Arguments"]}
-    assert given == options
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [
+        ("Compact the events", "compact_events"),
+        ("Check the data", "check_data_quality"),
+        ("Build the features", "build_features"),
+        ("Build the training set", "build_training_set"),
+    ],
+)
+def test_every_spark_job_gets_the_arguments_it_asks_for(name: str, script: str) -> None:
+    """Every required option of the script is given, and no other; the stack itself says where the lake is."""
+    text = (ROOT / "glue_jobs" / f"{script}.py").read_text()
+    options = set(re.findall(r'add_argument\(\s*"(--[a-z-]+)", required=True', text))
+    parameters = TASKS[name]["Parameters"]
+    assert {given.removesuffix(".$") for given in parameters["Arguments"]} == options
+    assert parameters["JobName"] == f"${{{script.title().replace('_', '')}Job}}"
+
+
+def test_nothing_trains_before_the_data_are_judged() -> None:
+    """The check stands beside the builds; when it fails, so does the run, with its reason."""
+    assert STATES["Read the live model"]["Next"] == "Compact the events"
+    assert STATES["Compact the events"]["Next"] == "Prepare the training"
+    prepared = STATES["Prepare the training"]
+    assert {branch["StartAt"] for branch in prepared["Branches"]} == {
+        "Check the data",
+        "Build the features",
+        "Build the training set",
+    }
+    assert prepared["Next"] == "Train the candidate sources"
 
 
 def test_promotion_is_asked_in_the_functions_words() -> None:
