@@ -14,7 +14,7 @@ from narrows.features.state import VisitorState
 
 HEADER = b"NV2"
 JSON_HEADER = b"NV1"
-_START = struct.Struct("<3sHI")
+_START = struct.Struct("<3sHHI")
 
 
 class UnreadableState(NarrowsError):
@@ -22,8 +22,8 @@ class UnreadableState(NarrowsError):
 
 
 def encode(state: VisitorState) -> bytes:
-    """Header, number of digests in the ring, checksum of all that follows; the digests as they are; the rest
-    packed in columns."""
+    """Header, numbers of digests in both rings, checksum of all that follows; the digests as they are; the
+    rest packed in columns."""
     content = (
         dict(state.features),
         dict(state.applied),
@@ -33,8 +33,9 @@ def encode(state: VisitorState) -> bytes:
         state.merged_into,
         state.merged,
     )
-    body = struct.pack(f"<{len(state.ring)}Q", *state.ring) + pack(content)
-    return _START.pack(HEADER, len(state.ring), zlib.crc32(body)) + body
+    rings = (*state.ring, *state.ring_through)
+    body = struct.pack(f"<{len(rings)}Q", *rings) + pack(content)
+    return _START.pack(HEADER, len(state.ring), len(state.ring_through), zlib.crc32(body)) + body
 
 
 def decode(data: bytes) -> VisitorState:
@@ -49,13 +50,15 @@ def decode(data: bytes) -> VisitorState:
 
 
 def _unpacked(data: bytes) -> VisitorState:
-    _, digests, checksum = _START.unpack_from(data)
+    _, own, through, checksum = _START.unpack_from(data)
     body = data[_START.size :]
     if zlib.crc32(body) != checksum:
         raise Damaged("its checksum is another one")
-    ring = struct.unpack_from(f"<{digests}Q", body)
-    features, applied, hidden, updated_at, version, merged_into, merged = unpack(body[8 * digests :])
-    return VisitorState(features, applied, ring, hidden, updated_at, version, merged_into, merged)
+    rings = struct.unpack_from(f"<{own + through}Q", body)
+    features, applied, hidden, updated_at, version, into, merged = unpack(body[8 * (own + through) :])
+    return VisitorState(
+        features, applied, rings[:own], hidden, updated_at, version, into, merged, rings[own:]
+    )
 
 
 def _from_json(data: bytes) -> VisitorState:

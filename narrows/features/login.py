@@ -14,7 +14,6 @@ from narrows.events import session_key
 from narrows.features.items import streamed
 from narrows.features.registry import FeatureSet
 from narrows.features.state import (
-    RING,
     SESSIONS,
     Arrival,
     VisitorState,
@@ -137,7 +136,6 @@ class _Work:
             user,
             features=self._features.every.merge(user.features, moved),
             applied=bounded({**user.applied, **marks}),
-            ring=_newest_of_both(user.ring, came.ring),
             do_not_show=latest(user.do_not_show, came.do_not_show),
             updated_at=max(user.updated_at, came.updated_at),
         )
@@ -145,7 +143,8 @@ class _Work:
     def fold_own(self, key: str, records: Sequence[Arrival]) -> None:
         """Events of the key's own: into its state, and those of a merged session into its user's as well.
 
-        The session's ring has a word in that, because its user may be another one than at the first arrival.
+        Whether one of those is a duplicate is for the session's ring to say: the order of its own events is
+        certain, how many others its user's state has taken in between is not.
         """
         state = self.state(key)
         if state.merged_into is None:
@@ -156,7 +155,9 @@ class _Work:
         known, user = set(state.ring), state.merged_into
         late = [one for one in records if is_new(state, one) and digest_of(one.event.event_id) not in known]
         if late:
-            self.after[user] = fold(self.state(user), late, self._features.visitor, through=key)
+            before = self.state(user)
+            after = fold(before, late, self._features.visitor, through=key)
+            self.after[user] = replace(after, ring_through=before.ring_through)
             self._links.append((key, user))
 
     def fold_session(self, key: str, records: Sequence[Arrival], *, through: str = "") -> None:
@@ -171,7 +172,7 @@ class _Work:
             key: state
             for key, state in self.after.items()
             if state != (was := self._before.get(key) or VisitorState())
-            and (was.version or state.ring or state.merged or state.merged_into)
+            and (was.version or state.ring or state.features or state.merged or state.merged_into)
         }
         group_of = {key: {key: state} for key, state in changed.items()}
         for left, right in self._links:
@@ -179,10 +180,3 @@ class _Work:
                 joined = group_of[left] | group_of[right]
                 group_of.update(dict.fromkeys(joined, joined))
         return list({id(group): group for group in group_of.values()}.values())
-
-
-def _newest_of_both(left: Sequence[int], right: Sequence[int]) -> tuple[int, ...]:
-    """One ring of two, with room for the newest half of each."""
-    half = RING // 2
-    kept = left[-max(half, RING - len(right)) :]
-    return tuple(dict.fromkeys((*kept, *right[-(RING - len(kept)) :])))

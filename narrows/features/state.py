@@ -27,8 +27,9 @@ class VisitorState:
     """A visitor's features and what makes their fold exact.
 
     `applied`: mark -> the highest sequence number folded in; the mark is `shard` for events of this state's
-    own key and `shard|key` for events that came through another key. `ring`: digests of the newest event ids,
-    which stop a producer's duplicate. `do_not_show`: item id -> when the visitor said so. `merged_into`: the
+    own key and `shard|key` for events that came through another key. `ring`: digests of the newest event ids
+    of its own key, which stop a producer's duplicate; `ring_through`: of those that came through another.
+    `do_not_show`: item id -> when the visitor said so. `merged_into`: the
     user whose state a session's visitor part has gone to; `merged`: the newest sessions that came into a
     user's. `updated_at` is in epoch seconds; `version` counts the stored writes, 0 for a state that was never
     stored.
@@ -42,6 +43,7 @@ class VisitorState:
     version: int = 0
     merged_into: str | None = None
     merged: tuple[str, ...] = ()
+    ring_through: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,11 @@ def fold(
 
     Records at or below their mark were folded before. An event whose id is in the ring is a duplicate; one
     without consent, or marked as a bot's, is stepped over. So retries, other batch boundaries and bisected
-    ones end alike. `through` names the key that the records came through where it is another's: the features
-    outside `feature_set` then stay, and else they are dropped, because they are no longer declared.
+    ones end alike. A key's events come in their order, so what its ring knows depends on nobody else's.
+    `through` names the key that the records came through where it is another's: the features outside
+    `feature_set` then stay, and else they are dropped, because they are no longer declared.
     """
-    applied, ring = dict(state.applied), list(state.ring)
+    applied, ring = dict(state.applied), list(state.ring_through if through else state.ring)
     known = set(ring)
     fresh: list[Event] = []
     for record in sorted(records, key=lambda one: one.sequence):
@@ -104,7 +107,8 @@ def fold(
         state,
         features={**state.features, **features} if through else features,
         applied=bounded(applied),
-        ring=tuple(ring[-RING:]),
+        ring=state.ring if through else tuple(ring[-RING:]),
+        ring_through=tuple(ring[-RING:]) if through else state.ring_through,
         do_not_show=_hide(state.do_not_show, fresh),
         updated_at=max([state.updated_at, *(one.received_at for one in fresh)]),
     )

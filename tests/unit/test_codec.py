@@ -39,6 +39,7 @@ states = st.builds(
     version=st.integers(0, 2**40),
     merged_into=st.none() | words,
     merged=st.lists(words, max_size=3).map(tuple),
+    ring_through=st.lists(st.integers(0, 2**64 - 1), max_size=5).map(tuple),
 )
 FORMER = bytes.fromhex(
     "4e5631785e554f590ac2400cbd4b3ec48f6999c5cc247303cf504618a7050bd50f5b1529bdbb29b860200b2fcb7b6966"

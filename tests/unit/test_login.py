@@ -136,17 +136,22 @@ def test_a_session_that_expired_logs_in_again() -> None:
     assert table.states["u#u"].merged == ("s#s",)
 
 
-def test_both_rings_live_on_in_the_users() -> None:
-    """A duplicate of what was anonymous is known after the login, as is one of the user's own."""
+def test_a_duplicate_is_known_however_many_events_of_other_keys_lie_between() -> None:
+    """Each key's ring holds its own newest ids: the user's, the session's, and the user's in the session."""
     table = Table({})
-    table.take(arrivals(*(event(number, session="s") for number in range(RING)), shard="a"))
-    table.take(arrivals(*(event(number, "u") for number in range(1000, 1000 + RING)), shard="b"))
-    table.take(arrivals(event(5000, "u", "s"), shard="b", start=900))
-    assert len(table.states["u#u"].ring) == RING
-    again = (event(1000 + RING - 1, "u"), event(RING - 1, "u"), event(5000, "u"))
-    before = counted(table.states["u#u"])["visitor"]
-    table.take(arrivals(*again, shard="b", start=2000))
-    assert counted(table.states["u#u"])["visitor"] == before
+    table.take(arrivals(event(1, session="s"), shard="a"))
+    table.take(arrivals(*(event(number, "u", "s") for number in range(100, 100 + 3 * RING)), shard="b"))
+    table.take(arrivals(event(2, session="s"), shard="a", start=2))
+    table.take(
+        arrivals(*(event(number, "u", "s") for number in range(1000, 1000 + RING)), shard="b", start=900)
+    )
+    before = {key: counted(state) for key, state in table.states.items()}
+    table.take(arrivals(event(1, session="s"), event(2, session="s"), shard="a", start=3))
+    table.take(arrivals(event(1000, "u", "s"), event(999 + RING, "u", "s"), shard="b", start=2000))
+    assert {key: counted(state) for key, state in table.states.items()} == before
+    assert before["u#u"]["visitor"] == before["s#s"]["session"] == 4 * RING + 2
+    assert len(table.states["u#u"].ring) == len(table.states["s#s"].ring_through) == RING
+    assert table.states["u#u"].ring_through == ()
 
 
 def test_a_login_between_two_reads_counts_once() -> None:

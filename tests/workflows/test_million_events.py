@@ -159,7 +159,7 @@ def test_the_same_through_real_transactions(table: DynamoStateStore) -> None:
     """Two thousand events against DynamoDB's own conditions and transactions."""
     rng = random.Random(5)
     events = events_of(2_000, 40, rng)
-    poller = run(table, events, batch=120, odds=300, rng=rng)
+    poller = run(table, events, batch=120, odds=150, rng=rng)
     expected = batch_answer(events)
     assert poller.deaths > 5
     assert_same(table.get_many(list(expected)), expected)
