@@ -166,7 +166,7 @@ class _Query:
             for name, (kind, condition, _) in self.newest.items()
         }
         lists = [
-            f"array_sort(collect_list(CASE WHEN {kept[name]} THEN {entry} END)) AS {name}"
+            f"sort_array(collect_list(CASE WHEN {kept[name]} THEN {entry} END)) AS {name}"
             for name, (_, _, entry) in self.newest.items()
         ]
         return (
@@ -180,7 +180,7 @@ class _Query:
         shared: dict[str, str] = {}
         parts = {name: self._shared(kind.sql_state(self.rows), shared) for name, kind in kinds.items()}
         lists = [
-            f"slice(array_sort(collect_list(CASE WHEN {kind.sql_taken(parts[name], 'as_of')} THEN "
+            f"slice(sort_array(collect_list(CASE WHEN {kind.sql_taken(parts[name], 'as_of')} THEN "
             f"{_struct({**_WORD, **parts[name]})} END)), 1, {kind.keep}) AS {name}"
             for name, kind in kinds.items()
         ]
