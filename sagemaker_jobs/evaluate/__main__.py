@@ -60,7 +60,7 @@ def evaluate(container: Container) -> None:
 def measure(folder: Path, container: Container, data: TrainingSet, held: Cases) -> dict[str, Found]:
     """Every source alone, each asked for a hundred items, and both stages together."""
     quotas, most = funnel(container)
-    declared = declared_features(container.channel("training"), app_of(container))
+    declared = declared_features(container.channel("training"), app_of(container), data)
     stages = funnel_of(folder, data, quotas, most, declared)
     ranker = ranker_of(folder, stages)
     found = {name: find(held, partial(first_hundred, one)) for name, one in sorted(stages.sources.items())}

@@ -47,7 +47,7 @@ def train(container: Container) -> None:
     with TemporaryDirectory() as scratch:
         _collect(container, container.model, Path(scratch))
     _refuse_leak(container.model, data.labels)
-    declared = declared_features(container.channel("training"), app_of(container))
+    declared = declared_features(container.channel("training"), app_of(container), data)
     past = funnel_of(container.model / REPLAY, data, quotas, most, declared)
     spec = VectorSpec.over(past.sources, past.items, declared.trained_on, past.statistics)
     drawn = np.random.default_rng(seed)
