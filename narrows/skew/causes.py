@@ -25,6 +25,7 @@ from narrows.skew.trials import (
     cut_to_32_bits,
     in_day_of_arrival,
     not_yet_applied,
+    one_event_twice,
     other_keys,
     rendered,
     shifted,
@@ -37,6 +38,7 @@ LATE_EVENT = "late event"
 OVERFLOW = "integer overflow"
 OLD_KEY = "join on an old key"
 NORMALISATION = "normalisation at training only"
+REPEATED = "repeat beyond the ring"
 UNKNOWN = "unknown"
 REMEDIES: Mapping[str, str] = MappingProxyType(
     {
@@ -46,12 +48,14 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
         OVERFLOW: "sum in doubles or 64-bit integers; look for a cast to int",
         OLD_KEY: "join on the key of the state that was read: after a login that is the user's",
         NORMALISATION: "move the normalisation into the model, or do it on both sides",
+        REPEATED: "a state remembers its last 128 events; have the sender repeat itself sooner or never",
         UNKNOWN: "follow the first diverging event through both programs",
     }
 )
 PROBES = 4
 CONSISTENT = 0.9
 FEWEST = 3
+FEW = 20
 
 _TRIED: tuple[tuple[str, str, Trials], ...] = (
     (LATE_EVENT, "events count that had happened but were not applied yet", not_yet_applied),
@@ -97,6 +101,7 @@ def causes_of(
     bench = _Bench(cases, features, exact)
     found = [*bench.tried(), *bench.related(rows)]
     left, causes = set(bench.cells), list[Cause]()
+    found += [bench.repeated()] if len(cases) <= FEW else []
     while left and found:
         best = max(found, key=lambda one: (len(one.cells & left), -one.contradicted))
         found.remove(best)
@@ -148,6 +153,11 @@ class _Bench:
             yield self._try(TIME_ZONE, evidence, shifted(seconds))
         for name, evidence, trials in _TRIED:
             yield self._try(name, f"one side is what comes out when {evidence}", trials)
+
+    def repeated(self) -> Cause:
+        """An event that counted twice: dear to try out, and a thing of single visitors."""
+        evidence = "one side is what comes out when an event counts twice, among more than a ring holds"
+        return self._try(REPEATED, evidence, one_event_twice)
 
     def related(self, rows: Sequence[Row]) -> Iterator[Cause]:
         """Every cause that shows in the relation between the two sides."""

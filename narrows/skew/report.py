@@ -8,7 +8,7 @@ from typing import Any
 
 from narrows.events import Event
 from narrows.features.registry import MISSING_SUFFIX, FeatureSet
-from narrows.skew.causes import LATE_EVENT, OLD_KEY, OVERFLOW, REMEDIES, Cause, causes_of
+from narrows.skew.causes import LATE_EVENT, OLD_KEY, OVERFLOW, REMEDIES, REPEATED, Cause, causes_of
 from narrows.skew.comparing import Comparison, Divergence, Row, compare
 from narrows.skew.relations import overflows
 from narrows.skew.trials import Case, Trial, rendered
@@ -90,6 +90,8 @@ def _blamed(
     case, name = cases[number], first.feature
     if cause and cause.name in (LATE_EVENT, OLD_KEY) and number in cause.trials:
         return _not_in_both(case, cause.trials[number]), cause.name
+    if cause and cause.name == REPEATED and number in cause.trials:
+        return cause.trials[number].events[-1][0], cause.name
     if cause and cause.name == OVERFLOW:
         return _past_the_limit(case, name, features), cause.name
     return _first_taken(case, name, features), cause.name if cause else None

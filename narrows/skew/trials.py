@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from narrows.events import Event, Scalar
 from narrows.features.registry import Features, FeatureSet
 from narrows.features.scopes import VISITOR_SCOPES
+from narrows.features.state import RING
 from narrows.skew.comparing import Row, Value, values_of
 
 SHIFTS_S = tuple(sign * quarter * 900.0 for quarter in range(1, 57) for sign in (1, -1))
@@ -17,6 +18,7 @@ SHIFTS_S = tuple(sign * quarter * 900.0 for quarter in range(1, 57) for sign in 
 LATENESS_S = (60.0, 3_600.0, 86_400.0)
 NOWHERE: frozenset[str] = frozenset()
 INT32 = 2.0**31
+MOST_REPEATED = 4 * RING
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,13 @@ def no_events(case: Case) -> Iterator[Trial]:
     """A key under which nothing is found."""
     if case.honest.events:
         yield Trial([], case.row.at)
+
+
+def one_event_twice(case: Case) -> Iterator[Trial]:
+    """An event that came again after more others than a state remembers, and counted again."""
+    events, now = case.honest
+    for one in events if RING < len(events) <= MOST_REPEATED else ():
+        yield Trial([*events, one], now)
 
 
 def cut_to_32_bits(case: Case) -> Iterator[Trial]:

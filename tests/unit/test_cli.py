@@ -24,7 +24,7 @@ from narrows.cli.slates import item_ids, three_slates
 from narrows.cli.steps import Steps
 from narrows.simulator import Market
 
-COMMANDS = ("demo", "up", "down", "import", "train", "evaluate", "recommend", "features", "doctor")
+COMMANDS = ("demo", "up", "down", "import", "train", "evaluate", "recommend", "features", "skew", "doctor")
 ROWS = "USER_ID,ITEM_ID,TIMESTAMP,EVENT_TYPE\nu1,i1,1600000000,view\nu1,,1600000001,view\n"
 
 

@@ -18,6 +18,7 @@ from narrows.skew.causes import (
     NULL_DEFAULT,
     OLD_KEY,
     OVERFLOW,
+    REPEATED,
     TIME_ZONE,
     UNKNOWN,
     causes_of,
@@ -283,3 +284,22 @@ def test_a_normalisation_needs_enough_rows_and_a_factor() -> None:
     assert rescaled(rows(3, 0.5, 1.0), "x") is None
     assert rescaled(rows(9, 1.0, 1.0), "x") is None
     assert rescaled(rows(9, 0.5, -1.0), "x") == "recomputed = 0.5 x served -1"
+
+
+def test_a_repeat_that_the_ring_had_forgotten_is_told_apart() -> None:
+    """A visitor of 150 events, one of which counted twice: the declared limit, by its own name."""
+    events = [
+        Placed(
+            Event(f"e{place:03d}", "view", NOW - 10.0 * place, NOW, user_id="busy", item_id="i1"),
+            *(VISITOR, VISITOR, VISITOR),
+        )
+        for place in range(1, 151)
+    ]
+    case = Case(Row("r", NOW, {}, {}), events)
+    twice = rendered(FEATURES, case.honest._replace(events=[*case.honest.events, case.honest.events[40]]), {})
+    row = replace(case.row, served=twice, recomputed=_honest(case))
+    (cause,) = causes_of([replace(case, row=row)], [row], FEATURES, EXACT)
+    assert cause.name == REPEATED
+    assert cause.features == ("activity_1d", "views")
+    first = report([row], [replace(case, row=row)], FEATURES, EXACT)["first_divergence"]
+    assert first["event_id"] == case.honest.events[40][0].event_id
