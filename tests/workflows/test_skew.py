@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -232,3 +233,30 @@ def test_what_the_lake_has_not_read_yet_is_left_out_and_counted(shop: Shop) -> N
         "the lake has not read so far yet": len(beyond),
         "served by other declarations than today's": 2,
     }
+
+
+def test_items_are_exact_after_the_night_and_their_streamed_error_is_told(shop: Shop, tmp_path: Path) -> None:
+    """What build_features writes has no error; a streamed count that is one too high has an error of one."""
+    from glue_jobs.build_features import build
+    from glue_jobs.item_errors import item_statistics
+    from glue_jobs.lake import read_events
+
+    events = read_events(shop.session)
+    items = FEATURES.scoped("item")
+    build(events, FeatureSet([one.declaration for one in items.features]), str(tmp_path / "night"), AS_OF)
+    night = shop.session.read.parquet(str(tmp_path / "night" / "item")).orderBy("key").limit(2).collect()
+    lines = [
+        {
+            "item_id": row["key"],
+            "at": AS_OF,
+            "values": {"item_views": row["item_views"] + more, "item_views_missing": 0.0},
+        }
+        for row, more in zip(night, (0.0, 1.0), strict=True)
+    ]
+    streamed = tmp_path / "streamed.jsonl"
+    streamed.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    found = item_statistics(events, FEATURES, str(streamed), str(tmp_path / "night" / "item"))
+    assert found is not None
+    assert found["nightly"]["items"] > 100
+    assert (found["nightly"]["exact_share"], found["nightly"]["max_abs_error"]) == (1.0, 0.0)
+    assert (found["streamed"]["exact_share"], found["streamed"]["max_abs_error"]) == (0.5, 1.0)
