@@ -36,7 +36,9 @@ def area(ours: str, packages: str = "") -> Area:
 
 AREAS: Mapping[str, Area] = {
     CORE: area("narrows", "numpy"),
-    ADAPTERS: area("narrows narrows.adapters", "numpy boto3 botocore pynamodb pyarrow"),
+    ADAPTERS: area(
+        "narrows narrows.adapters", "numpy boto3 botocore pynamodb pyarrow awswrangler pandas fastavro"
+    ),
     CLI: area("narrows narrows.adapters narrows.cli localcloud", "numpy tqdm"),
     "lambdas": area("narrows narrows.adapters lambdas", "numpy aws_lambda_powertools pydantic"),
     "glue_jobs": area("narrows narrows.adapters glue_jobs", "numpy pyspark awsglue"),
@@ -49,7 +51,7 @@ AREAS: Mapping[str, Area] = {
     "cdk_app": area("narrows.settings cdk_app", "aws_cdk cdk_nag constructs jsii"),
 }
 SERVING = "lambdas.recommend.handler"
-NEVER_SERVED = words("jax torch lightgbm scipy pandas sagemaker pyspark pyarrow sklearn")
+NEVER_SERVED = words("jax torch lightgbm scipy pandas awswrangler sagemaker pyspark pyarrow sklearn")
 FORBIDDEN_NAMES = words("util utils helper helpers common manager managers misc stuff")
 FORBIDDEN_CLASSES = re.compile(r"(Manager|Helper|Helpers|Utils?|Processor)$")
 HANDLER_LINES = 60
