@@ -154,6 +154,8 @@ def _merge(spark: SparkSession, arrivals: DataFrame, events_per_minute: float) -
             f"ON old.event_id = new.event_id AND old.{around} "
             "WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *"
         )
+    for cached in (changed, judged, firsts):  # else they would follow snapshots that are forgotten one day
+        cached.unpersist()
     return counts
 
 
