@@ -50,7 +50,9 @@ def partials(arrivals: Iterable[Arrival], feature_set: FeatureSet) -> dict[str, 
             continue
         day = day_of(one.event.received_at)
         for event in item_events(one.event):
-            found[partial_key(event.item_id or "", one.shard, day)].append(Arrival(one.shard, one.sequence, event))
+            found[partial_key(event.item_id or "", one.shard, day)].append(
+                Arrival(one.shard, one.sequence, event)
+            )
     return found
 
 
