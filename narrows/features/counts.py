@@ -124,7 +124,10 @@ class DecayedCount(Fold):
         return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: float, event: Event) -> State:
-        return self.merge(state, (taken, event.time))
+        value, time = state
+        if time is None or time > event.time:
+            return self.merge(state, (taken, event.time))
+        return (value * 2.0 ** ((time - event.time) / self.half_life_s) + taken, event.time)
 
     def merge(self, left: State, right: State) -> State:
         (value, time), (other, other_time) = left, right

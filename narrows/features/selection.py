@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from types import MappingProxyType
@@ -63,12 +63,13 @@ class Selection:
     @cached_property
     def takes(self) -> Callable[[Event], bool]:
         """Whether type and `where` fit an event; `value` is not looked at."""
-        types, wanted = self.types, tuple((reader(name), one) for name, one in self.where.items())
+        types, wanted = self.types, [(reader(name), one) for name, one in self.where.items()]
+        fits = _fitting(wanted)
+        if not types:
+            return fits
         if not wanted:
-            return (lambda event: event.event_type in types) if types else (lambda event: True)  # noqa: ARG005
-        return lambda event: (
-            (not types or event.event_type in types) and all(read(event) == one for read, one in wanted)
-        )
+            return lambda event: event.event_type in types
+        return lambda event: event.event_type in types and fits(event)
 
     @cached_property
     def amount(self) -> Callable[[Event], float | None]:
@@ -95,6 +96,17 @@ def _one(event: Event) -> float:  # noqa: ARG001  # whatever the event is
     return 1.0
 
 
+def _fitting(wanted: Sequence[tuple[Reader, Scalar]]) -> Callable[[Event], bool]:
+    """Whether every field and property is as wanted; one of them alone is the usual case, and quick."""
+    if not wanted:
+        return lambda event: True  # noqa: ARG005  # whatever the event is
+    (read, value), *others = wanted
+    if not others:
+        return lambda event: read(event) == value
+    rest = _fitting(others)
+    return lambda event: read(event) == value and rest(event)
+
+
 def _number_reader(name: str) -> Callable[[Event], float | None]:
     read, finite = reader(name), math.isfinite
 
@@ -112,7 +124,7 @@ def _text_reader(name: str) -> Callable[[Event], str | None]:
 
     def text(event: Event) -> str | None:
         found = read(event)
-        return found if isinstance(found, str) and found else None
+        return found if found and isinstance(found, str) else None
 
     return text
 
