@@ -20,9 +20,8 @@ from pyspark.sql import functions as F  # the name that Spark's own documentatio
 
 from glue_jobs.app_files import read_app
 from glue_jobs.lake import add_arguments, open_lake, read_events
-from glue_jobs.point_in_time import keyed
+from glue_jobs.point_in_time import as_of_now
 from narrows.features.registry import VISITOR_SCOPES, FeatureSet
-from narrows.features.sql import values_sql
 
 
 def scopes(features: FeatureSet) -> list[str]:
@@ -31,21 +30,15 @@ def scopes(features: FeatureSet) -> list[str]:
     return [*alone, *dict.fromkeys(one.declaration.scope for one in features.group_features)]
 
 
-def values_as_of(events: DataFrame, features: FeatureSet, scope: str, as_of: float) -> DataFrame:
-    """key, as_of and a column for each feature of the scope, from the events at or before the moment."""
-    known = keyed(events, scope).where(F.col("since") <= as_of)
-    known.withColumn("as_of", F.lit(as_of)).createOrReplaceTempView("narrows_keyed")
-    return events.sparkSession.sql(values_sql(features, scope, "narrows_keyed"))
-
-
 def build(events: DataFrame, features: FeatureSet, output: str, as_of: float) -> dict[str, int]:
     """Write the folders under `output`; returns how many events were read and how many keys each has."""
     counts = {"read": events.count(), "later": events.where(F.col("time") > as_of).count()}
     for scope in scopes(features):
         folder = f"{output.rstrip('/')}/{scope.replace(':', '_')}"
-        values = values_as_of(events, features, scope, as_of)
+        values = as_of_now(events, features, scope, as_of)
         values.write.mode("overwrite").parquet(folder)
         counts[scope] = events.sparkSession.read.schema(values.schema).parquet(folder).count()
+        events.sparkSession.catalog.clearCache()
     return counts
 
 

@@ -14,7 +14,7 @@ from pyspark.sql import types as T
 
 from narrows.features.kinds import LastN, PerValue
 from narrows.features.registry import MISSING_SUFFIX, VISITOR_SCOPES, FeatureSet
-from narrows.features.sql import keyed_sql, values_sql
+from narrows.features.sql import extracted_sql, folded_sql, keyed_sql
 
 JUST_BEFORE_S = 0.001
 """A label's own event must not be among what was known: a request is asked a millisecond earlier."""
@@ -64,25 +64,43 @@ def read_decisions(spark: SparkSession, landing: str) -> DataFrame:
     return lines.groupBy("recommendation_id").agg(first).select("record.*")
 
 
-def keyed(events: DataFrame, scope: str) -> DataFrame:
+def keyed(events: DataFrame, scope: str, *, at_login: bool = True) -> DataFrame:
     """The events that count under the key whose state they fold into, and `since` when they are known to it.
 
-    What a session did before its visitor logged in belongs to the session, and to the user from then on.
+    What a session did before its visitor logged in belongs to the session, and from then on (`at_login`) to
+    the user as well: whoever asks for the session asks for a moment before.
     """
     events.createOrReplaceTempView("narrows_lake")
     own = events.sparkSession.sql(keyed_sql(scope, "narrows_lake")).withColumn("since", F.col("time"))
-    return own.unionByName(_moved_at_login(events, own)) if scope == "visitor" else own
+    return own.unionByName(_moved(events, own)) if scope == "visitor" and at_login else own
 
 
 def point_in_time(events: DataFrame, requests: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
-    """key, as_of and one column a feature of the scope, for those of the (key, as_of) that have any event.
-
-    The join is made once and kept: each of the aggregates would make it again.
-    """
+    """key, as_of and one column a feature of the scope, for those of the (key, as_of) that have any event."""
     asked = requests.select("key", "as_of").distinct()
-    joined = keyed(events, scope).join(asked, "key").where(F.col("since") <= F.col("as_of")).drop("since")
-    joined.persist().createOrReplaceTempView("narrows_joined")
-    return events.sparkSession.sql(values_sql(features, scope, "narrows_joined"))
+    rows = _extracted(keyed(events, scope), features, scope)
+    return _folded(rows.join(asked, "key").where(F.col("since") <= F.col("as_of")), features, scope)
+
+
+def as_of_now(events: DataFrame, features: FeatureSet, scope: str, as_of: float) -> DataFrame:
+    """The same for every key, as of one moment; what a session left to its user is the user's alone."""
+    known = events.where(F.col("time") <= as_of)
+    rows = _extracted(keyed(known, scope, at_login=False), features, scope)
+    if scope == "visitor":
+        rows = _moved_for_good(rows, _logins(known))
+    return _folded(rows.withColumn("as_of", F.lit(as_of)), features, scope)
+
+
+def _extracted(rows: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
+    rows.createOrReplaceTempView("narrows_keyed")
+    return rows.sparkSession.sql(extracted_sql(features, scope, "narrows_keyed", "since"))
+
+
+def _folded(rows: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
+    """The aggregates over rows that lie together by key, once for all of them."""
+    parts = int(rows.sparkSession.conf.get("spark.sql.shuffle.partitions") or 200)
+    rows.drop("since").repartition(parts, "key").persist().createOrReplaceTempView("narrows_extracted_rows")
+    return rows.sparkSession.sql(folded_sql(features, scope, "narrows_extracted_rows"))
 
 
 def served_and_recomputed(
@@ -184,15 +202,24 @@ def _named_in(name: str) -> Callable[[Column], Column]:
     return rename
 
 
-def _moved_at_login(events: DataFrame, keyed: DataFrame) -> DataFrame:
+def _moved(events: DataFrame, keyed: DataFrame) -> DataFrame:
     """What sessions did without an account, under the user that the session first logged in as."""
-    logins = (
-        events.where(F.col("user_id").isNotNull() & F.col("session_id").isNotNull())
-        .groupBy("session_id")
-        .agg(F.min(F.struct("time", "user_id")).alias("login"))
-        .select("session_id", "login")
-    )
-    moved = keyed.where("user_id IS NULL").join(logins, "session_id")
+    moved = keyed.where("user_id IS NULL").join(_logins(events), "session_id")
     user = F.concat(F.lit("u#"), F.col("login.user_id"))
     since = F.greatest("time", "login.time")
     return moved.withColumn("key", user).withColumn("since", since).select(*keyed.columns)
+
+
+def _moved_for_good(rows: DataFrame, logins: DataFrame) -> DataFrame:
+    """The rows of sessions that logged in under their user; users' own rows take no part in the join."""
+    user = F.concat(F.lit("u#"), F.col("login.user_id"))
+    sessions = logins.select(F.concat(F.lit("s#"), "session_id").alias("key"), user.alias("moved_to"))
+    theirs = rows.where("key LIKE 's#%'").join(sessions, "key", "left")
+    moved = theirs.withColumn("key", F.coalesce("moved_to", "key")).select(*rows.columns)
+    return rows.where("key NOT LIKE 's#%'").unionByName(moved)
+
+
+def _logins(events: DataFrame) -> DataFrame:
+    both = F.col("user_id").isNotNull() & F.col("session_id").isNotNull()
+    first = F.min(F.struct("time", "user_id")).alias("login")
+    return events.where(both).groupBy("session_id").agg(first)

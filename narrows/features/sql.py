@@ -71,6 +71,23 @@ def values_sql(
     return f"SELECT key, as_of, {query.reads()} FROM ({query.states(events, requests, since)})"
 
 
+def extracted_sql(feature_set: FeatureSet, scope: str, events: str, since: str = "time") -> str:
+    """One SELECT: key, since and the few narrow columns that the scope's features read of each event.
+
+    Kept once by key, with the `as_of` that each row belongs to, `folded_sql` aggregates it without moving it.
+    """
+    query = _Query(features_of(feature_set, scope))
+    query.relations()  # what the kinds ask for is known when they have written their aggregates
+    return query.extraction(events, f"{since} AS since")
+
+
+def folded_sql(feature_set: FeatureSet, scope: str, extracted: str) -> str:
+    """`values_sql` over rows of `extracted_sql` that have `as_of`."""
+    query = _Query(features_of(feature_set, scope))
+    states = query.over(f"SELECT * FROM {extracted}")
+    return f"SELECT key, as_of, {query.reads()} FROM ({states})"
+
+
 def features_of(feature_set: FeatureSet, scope: str) -> tuple[Feature, ...]:
     """The features that events of this scope fold into; pairs belong to the scope of their first half."""
     if scope.startswith("by:"):
@@ -106,23 +123,28 @@ class _Query:
             self.parts[name] = self._shared(cast(Additive, kind).sql_state(self.rows), self.added)
 
     def states(self, events: str, requests: str | None, since: str) -> str:
-        words = {word: (f"narrows_by_{word}", kinds) for word, kinds in self.tallied.items()}
-        tallies = [self._tally(word, kinds) for word, kinds in self.tallied.items()]
-        relations = {
-            "narrows_added": f"SELECT key, as_of{_also(self.added)} FROM narrows_judged GROUP BY key, as_of",
-            **({"narrows_newest": self._newest()} if self.newest else {}),
-            **{name: text for (name, _), text in zip(words.values(), tallies, strict=True)},
-        }
+        relations = self.relations()
+        return self._select(self._extracted(events, requests, since), relations)
+
+    def over(self, extracted: str) -> str:
+        """The states of rows that are extracted already."""
+        return self._select(extracted, self.relations())
+
+    def relations(self) -> dict[str, str]:
+        """The aggregates by name; they say what has to be extracted."""
+        added = f"SELECT key, as_of{_also(self.added)} FROM narrows_judged GROUP BY key, as_of"
+        newest = {"narrows_newest": self._newest()} if self.newest else {}
+        tallies = {f"narrows_by_{word}": self._tally(word, kinds) for word, kinds in self.tallied.items()}
+        return {"narrows_added": added, **newest, **tallies}
+
+    def _select(self, extracted: str, relations: Mapping[str, str]) -> str:
         columns = [
             *(f"{_struct(parts)} AS {name}" for name, parts in self.parts.items()),
             *self.newest,
             *(name for kinds in self.tallied.values() for name in kinds),
         ]
         joins = "".join(f" LEFT JOIN {name} USING (key, as_of)" for name in list(relations)[1:])
-        before = {
-            "narrows_extracted": self._extracted(events, requests, since),
-            "narrows_judged": self._judged(),
-        }
+        before = {"narrows_extracted": extracted, "narrows_judged": self._judged()}
         named = ", ".join(f"{name} AS ({text})" for name, text in {**before, **relations}.items())
         return f"WITH {named} SELECT {', '.join(['key', 'as_of', *columns])} FROM narrows_added{joins}"
 
@@ -133,18 +155,22 @@ class _Query:
         """The column of each part; features with the same aggregate share it."""
         return {part: into.setdefault(text, f"s{len(into)}") for part, text in state.items()}
 
-    def _extracted(self, events: str, requests: str | None, since: str) -> str:
+    def extraction(self, events: str, *names: str) -> str:
+        """The narrow columns of the events, with these beside the key."""
         types = self._types()
         columns = "".join(f", {text} AS {name}" for text, name in self.rows.extracted.items())
         read = f"time, event_id, event_type, {self.rows.event_type()} AS kind{columns}"
         where = f" WHERE event_type IN ({', '.join(map(literal, sorted(types)))})" if types else ""
+        return f"SELECT {', '.join(['key', *names])}, {read} FROM {events}{where}"
+
+    def _extracted(self, events: str, requests: str | None, since: str) -> str:
         if requests is None:
-            return f"SELECT key, as_of, {read} FROM {events}{where}"
+            return self.extraction(events, "as_of")
         asked = f"SELECT DISTINCT key, as_of FROM {requests}"
         names = ", ".join(["time", "event_id", "event_type", "kind", *self.rows.extracted.values()])
         return (
             f"SELECT asked.key, as_of, {names} FROM ({asked}) asked "
-            f"LEFT JOIN (SELECT key, {since} AS since, {read} FROM {events}{where}) event "
+            f"LEFT JOIN ({self.extraction(events, f'{since} AS since')}) event "
             "ON event.key = asked.key AND event.since <= asked.as_of"
         )
 
