@@ -104,7 +104,7 @@ class Tally(Kind, Protocol):
         """A condition over the parts: whether the text is among those that the feature holds."""
 
     def sql_read(self, state: str, now: str) -> str:
-        """The text of the value; `state` is an array of structs hash, word and the parts, by hash."""
+        """The text of the value; `state` is an array of structs: the word and the parts."""
 
 
 class Fold:

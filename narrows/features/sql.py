@@ -17,7 +17,7 @@ from narrows.events import EXCLUDING_TYPES
 from narrows.features.folding import Additive, Newest, Tally
 from narrows.features.kinds import DistinctCount, Kind, LastN, LastValue, PerValue, Selection
 from narrows.features.registry import Feature, FeatureSet
-from narrows.features.sql_rows import SqlRows, literal
+from narrows.features.sql_rows import SqlRows, literal, mark_of
 from narrows.features.tallies import Entropy
 
 COLUMNS = (
@@ -26,8 +26,6 @@ COLUMNS = (
 )
 """The columns of the lake that features read."""
 _ITEM = {"item_id": "key AS item_id", "impression": "cast(NULL AS array<string>) AS impression"}
-_WORD = {"mark": "mark", "word": "word"}
-_MARK = "cast(conv(substr(md5(cast(word AS binary)), 1, 15), 16, 10) AS bigint)"
 
 
 def keyed_sql(scope: str, events: str) -> str:
@@ -206,8 +204,8 @@ class _Query:
         shared: dict[str, str] = {}
         parts = {name: self._shared(kind.sql_state(self.rows), shared) for name, kind in kinds.items()}
         lists = [
-            f"slice(sort_array(collect_list(CASE WHEN {kind.sql_taken(parts[name], 'as_of')} THEN "
-            f"{_struct({**_WORD, **parts[name]})} END)), 1, {kind.keep}) AS {name}"
+            f"collect_list(CASE WHEN {kind.sql_taken(parts[name], 'as_of')} THEN "
+            f"{_struct({'word': 'word', **parts[name]})} END) AS {name}"
             for name, kind in kinds.items()
         ]
         types = [kind.types for kind in kinds.values()]
@@ -216,8 +214,9 @@ class _Query:
             f"SELECT key, as_of, {word} AS word{_also(shared)} FROM narrows_judged "
             f"WHERE {word} IS NOT NULL{chosen} GROUP BY key, as_of, {word}"
         )
-        marked = f"SELECT *, {_MARK} AS mark FROM ({each})"
-        return f"SELECT key, as_of, {', '.join(lists)} FROM ({marked}) GROUP BY key, as_of"
+        held = f"SELECT key, as_of, {', '.join(lists)} FROM ({each}) GROUP BY key, as_of"
+        kept = [f"{_least(name, kind.keep)} AS {name}" for name, kind in kinds.items()]
+        return f"SELECT key, as_of, {', '.join(kept)} FROM ({held})"
 
     def _read(self, feature: Feature) -> str:
         name, kind = feature.name, feature.kind
@@ -256,6 +255,13 @@ def _also(columns: Mapping[str, str]) -> str:
 
 def _struct(parts: Mapping[str, str]) -> str:
     return f"named_struct({', '.join(f'{literal(part)}, {column}' for part, column in parts.items())})"
+
+
+def _least(held: str, keep: int) -> str:
+    """Those of the structs whose words have the smallest hashes; nothing is hashed where all can be kept."""
+    marked = f"transform({held}, one -> struct({mark_of('one.word')} AS mark, one.word AS word, one AS held))"
+    chosen = f"transform(slice(sort_array({marked}), 1, {keep}), one -> one.held)"
+    return f"CASE WHEN size({held}) <= {keep} THEN {held} ELSE {chosen} END"
 
 
 def _any(conditions: Iterable[str]) -> str:

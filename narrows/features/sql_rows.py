@@ -100,5 +100,10 @@ def literal(value: Scalar) -> str:
     return f"{float(value)!r}D"
 
 
+def mark_of(word: str) -> str:
+    """A text's hash, as `narrows.features.selection.text_hash` gives it."""
+    return f"cast(conv(substr(md5(cast({word} AS binary)), 1, 15), 16, 10) AS bigint)"
+
+
 def _add(columns: dict[str, str], text: str, letter: str) -> str:
     return columns.setdefault(text, f"{letter}{len(columns)}")

@@ -29,7 +29,7 @@ from narrows.features.declarations import FeatureDeclaration
 from narrows.features.folding import Additive, Fold, State, number
 from narrows.features.parameters import ParameterRule, whole
 from narrows.features.selection import HASH_RANGE, Selection, selection_of, text_hash
-from narrows.features.sql_rows import SqlRows
+from narrows.features.sql_rows import SqlRows, mark_of
 
 KEEP = 100
 
@@ -106,7 +106,8 @@ class DistinctCount(Fold):
         return f"{parts['n']} > 0"
 
     def sql_read(self, state: str, now: str) -> str:  # noqa: ARG002  # a sketch does not age
-        estimate = f"{float((self.keep - 1) * HASH_RANGE)!r}D / element_at({state}, -1).mark"
+        greatest = f"array_max(transform({state}, one -> {mark_of('one.word')}))"
+        estimate = f"{float((self.keep - 1) * HASH_RANGE)!r}D / {greatest}"
         return f"CASE WHEN size({state}) < {self.keep} THEN cast(size({state}) AS double) ELSE {estimate} END"
 
 
