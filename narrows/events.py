@@ -65,14 +65,6 @@ class Event:
         """The key of the state that this event folds into; meaningful on a pseudonymised event."""
         return user_key(self.user_id) if self.user_id else session_key(self.session_id or self.event_id)
 
-    def property_named(self, name: str) -> Scalar | None:
-        """A property by name, where `event_value`, `surface`, `query` and `position` name the fields."""
-        if name in ("event_value", "value") and name not in self.properties:
-            return self.value
-        if name in ("surface", "query", "position"):
-            return getattr(self, name)  # type: ignore[no-any-return]
-        return self.properties.get(name)
-
 
 def user_key(pseudonym_of_user: str) -> str:
     """The key of a user's state, from the pseudonym."""
