@@ -43,7 +43,7 @@ class Stage:
     log_days: int = 14
     landing_days: int = 90
     schedule_training: bool = False
-    tuning_budget_s: int = 600  # of each source's job, for the choice of its parameters
+    tuning_budget_s: int = 600  # of each training job, for the choice of its parameters
     ranker_rows: int = 3_500_000  # at most, of replayed candidates that the ranker learns from
     training_instance: str = "ml.m5.xlarge"
     training_image: str = "pytorch-training:2.6.0-cpu-py312-ubuntu22.04-sagemaker"

@@ -23,17 +23,17 @@ from sagemaker_jobs.train_als.__main__ import train as train_als
 from sagemaker_jobs.train_covisitation.__main__ import train as train_covisitation
 from sagemaker_jobs.train_ranker.__main__ import train as train_ranker
 
-BUDGET_S = 120.0
+BUDGET_S = 180.0
 
 
 def train_from_files(
     data: Path, bundle: Path, *, app: str = "", seed: int = 0, budget_s: float = BUDGET_S, **more: Any
 ) -> Path:
-    """Tune, fit, replay and train; `budget_s` is shared by the sources' tuning; progress goes to stderr.
+    """Tune, fit, replay and train; `budget_s` is shared by the jobs' tuning; progress goes to stderr.
 
     With a budget of 0 nothing is tuned, and small data take a few seconds.
     """
-    given = {"app": app, "seed": seed, "budget_s": budget_s / 2, **more}
+    given = {"app": app, "seed": seed, "budget_s": budget_s / 3, **more}
     shutil.rmtree(bundle, ignore_errors=True)
     bundle.mkdir(parents=True)
     with TemporaryDirectory() as folder:

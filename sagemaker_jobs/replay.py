@@ -20,6 +20,9 @@ from narrows.sources import SignallingSource, load_sources
 from sagemaker_jobs.declared import Declared
 from sagemaker_jobs.training_set import TableItems, TrainingSet
 
+VALIDATED = 8
+FEWEST_KEPT = 20
+
 
 @dataclass(frozen=True, eq=False)
 class Funnel:
@@ -80,6 +83,11 @@ class Groups:
     users: NDArray[np.int32]
     asked: int
 
+    @property
+    def validated(self) -> NDArray[np.bool_]:
+        """The groups of every eighth user, which judge and are not learned from."""
+        return np.asarray(self.users % VALIDATED == 0)
+
     def take(self, chosen: NDArray[np.bool_]) -> Groups:
         """The chosen groups."""
         rows = np.repeat(chosen, self.lengths)
@@ -93,10 +101,23 @@ class Groups:
         )
 
 
-def replay(held: Sequence[Cases], funnel: Funnel, spec: VectorSpec, *, most_rows: int) -> Groups:
-    """One group a case whose item is among its candidates, until `most_rows` vectors are made."""
+def replay(
+    held: Sequence[Cases],
+    funnel: Funnel,
+    spec: VectorSpec,
+    *,
+    most_rows: int,
+    generator: np.random.Generator,
+) -> Groups:
+    """One group a case whose item is among its candidates, until `most_rows` vectors are made.
+
+    Where not all would fit whole, a group keeps its item and a drawn part of the others; those of validated
+    users stay whole, so that gains on them mean what they mean in serving.
+    """
     widest = min(sum(quota.quota for quota in funnel.quotas), funnel.rank_at_most)
-    room = min(most_rows, widest * max(sum(len(one) for one in held), 1))
+    count = max(sum(len(one) for one in held), 1)
+    kept = kept_rows(count, widest, most_rows)
+    room = min(most_rows, widest * count)
     features = np.empty((room, len(spec.names)), np.float32)
     relevant = np.zeros(room, np.int8)
     lengths: list[int] = []
@@ -112,14 +133,16 @@ def replay(held: Sequence[Cases], funnel: Funnel, spec: VectorSpec, *, most_rows
         hit = candidates.rows == one.target(case)
         if not hit.any() or len(hit) < 2:
             continue
-        end = used + len(hit)
-        features[used:end] = funnel.vectors(spec, request, candidates)
-        relevant[used:end] = hit
-        used = end
-        lengths.append(len(hit))
         position = one.positions[case]
+        user = int(one.log.users[position])
+        chosen = _drawn(hit, kept if user % VALIDATED else widest, generator)
+        end = used + len(chosen)
+        features[used:end] = funnel.vectors(spec, request, candidates)[chosen]
+        relevant[used:end] = hit[chosen]
+        used = end
+        lengths.append(len(chosen))
         weights.append(float(one.log.weights[position]))
-        users.append(int(one.log.users[position]))
+        users.append(user)
     return Groups(
         features[:used],
         relevant[:used],
@@ -128,3 +151,17 @@ def replay(held: Sequence[Cases], funnel: Funnel, spec: VectorSpec, *, most_rows
         np.asarray(users, np.int32),
         asked,
     )
+
+
+def kept_rows(cases: int, widest: int, most_rows: int) -> int:
+    """How many candidates a group may keep so that all cases fit, beside whole ones of validated users."""
+    room = most_rows / cases - widest / VALIDATED
+    return int(np.clip(room * VALIDATED / (VALIDATED - 1), min(FEWEST_KEPT, widest), widest))
+
+
+def _drawn(hit: NDArray[np.bool_], kept: int, generator: np.random.Generator) -> NDArray[np.intp]:
+    """Ascending positions of at most `kept` candidates, the label's among them."""
+    if len(hit) <= kept:
+        return np.arange(len(hit))
+    others = generator.choice(np.flatnonzero(~hit), kept - 1, replace=False)
+    return np.sort(np.append(others, np.argmax(hit)))

@@ -21,7 +21,8 @@ from sagemaker_jobs.container import Container
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
 HOLDOUT, REPLAY = "holdout", "replay"
-LABELS_PER_USER = 3
+MOST_LABELS = 8
+LEAST_KEPT = 0.8
 QUOTAS = (
     SourceQuota("als", 200, 0.4),
     SourceQuota("covisitation", 250, 0.4),
@@ -82,8 +83,8 @@ def read(container: Container) -> TrainingSet:
         raise InvalidInput(
             "training", dict(data.left_out), "give events with user, item, time and a positive weight"
         )
-    labels = max(1, int(container.number("labels_per_user", LABELS_PER_USER)))
     log = data.interactions
+    labels = int(container.number("labels_per_user", 0)) or labels_per_user(log)
     columns, vocabularies = _columns(container, data.items, log)
     return TrainingSet(
         log,
@@ -94,6 +95,18 @@ def read(container: Container) -> TrainingSet:
         labels,
         data.left_out,
     )
+
+
+def labels_per_user(log: Interactions) -> int:
+    """As many as leave the sources of `replay/` most of the events that those of `holdout/` are fitted on."""
+    counts = np.diff(log.per_user())
+    counts = counts[counts > 0]
+
+    def left(held: int) -> int:
+        return int(np.maximum(counts - held, 1).sum())
+
+    enough = [labels for labels in range(1, MOST_LABELS + 1) if left(1 + labels) >= LEAST_KEPT * left(1)]
+    return max(enough, default=1)
 
 
 def app_of(container: Container) -> App | None:

@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
         "--budget",
         type=tuning_seconds,
         metavar="SECONDS",
-        help="how long each source may be tuned; 0 takes the defaults as they are",
+        help="how long each model may be tuned; 0 takes the defaults as they are",
     )
     parser.add_argument(
         "--json", action="store_true", help="print version, folder and times as one JSON object"

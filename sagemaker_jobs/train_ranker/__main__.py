@@ -29,13 +29,13 @@ from narrows.sources import als, covisitation, popular
 from sagemaker_jobs.container import Container, Progress, run, unpacked, write_json
 from sagemaker_jobs.declared import Declared, declared_features
 from sagemaker_jobs.replay import funnel_of, replay
-from sagemaker_jobs.train_ranker.lambdamart import Trained, fit
+from sagemaker_jobs.train_ranker.lambdamart import BUDGET_S, Trained, fit
 from sagemaker_jobs.training_set import HOLDOUT, REPLAY, app_of, funnel, read
 
 FILES = (als.FILE, covisitation.FILE, popular.FILE, statistics.FILE, SEGMENTS_FILE)
 SUMMARIES = ("als.json", "covisitation.json")
 CHANNELS = ("sources", "als", "covisitation")
-MOST_ROWS = 3_500_000
+MOST_ROWS = 2_000_000
 
 
 def train(container: Container) -> None:
@@ -52,11 +52,12 @@ def train(container: Container) -> None:
     spec = VectorSpec.over(past.sources, past.items, declared.trained_on, past.statistics)
     drawn = np.random.default_rng(seed)
     held = [cases(data.log, back).shuffled(drawn) for back in range(1, data.labels + 1)]
-    groups = replay(held, past, spec, most_rows=int(container.number("most_rows", MOST_ROWS)))
+    most_rows = int(container.number("most_rows", MOST_ROWS))
+    groups = replay(held, past, spec, most_rows=most_rows, generator=drawn)
     progress.say(
         f"{len(groups.lengths):,} groups of {groups.asked:,} requests, {len(groups.features):,} rows"
     )
-    trained = fit(groups, spec, seed, progress)
+    trained = fit(groups, spec, seed, progress, budget_s=container.number("budget_s", BUDGET_S))
     shutil.rmtree(container.model / REPLAY)
     for folder in (container.model / HOLDOUT, container.model):
         _finish(folder, container, trained, spec, declared)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightgbm
@@ -12,26 +12,29 @@ import numpy as np
 from narrows.evaluation.metrics import MAIN, gain_at, mean
 from narrows.features.vectors import VectorSpec
 from sagemaker_jobs.container import Progress
-from sagemaker_jobs.replay import Groups
+from sagemaker_jobs.replay import VALIDATED, Groups
+from sagemaker_jobs.tuning import Tuned, descend
 
 FEWEST_GROUPS = 30
 FEW_GROUPS = 3000
 FOLDS = 5
-VALIDATED = 8
 PARAMS: Mapping[str, Any] = {
     "objective": "lambdarank",
     "metric": "ndcg",
     "eval_at": [10],
-    "learning_rate": 0.05,
-    "num_leaves": 31,
+    "learning_rate": 0.1,
     "feature_fraction": 0.5,
-    "lambdarank_truncation_level": 100,
+    "feature_pre_filter": False,
     "deterministic": True,
     "force_row_wise": True,
     "verbosity": -1,
 }
-ROUNDS, PATIENCE = 400, 100
-CAUTIOUS: Mapping[str, Any] = {"num_leaves": 7}
+AXES = {"least_in_leaf": (200, 20), "truncation": (10, 100), "leaves": (15,)}
+BUDGET_S = 75.0
+PATIENCE = 50
+ROUNDS = 300
+"""As many trees as are scored in less than two milliseconds for 300 candidates."""
+CAUTIOUS: Mapping[str, Any] = {"learning_rate": 0.05, "num_leaves": 7}
 CAUTIOUS_ROUNDS = 50
 ONE_ORDER: Mapping[str, Any] = {
     "objective": "regression",
@@ -51,6 +54,24 @@ FALLING = ("rank", "place")
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What is tuned of the trees; pairs of candidates count where one is among the best `truncation`."""
+
+    least_in_leaf: int = 50
+    truncation: int = 30
+    leaves: int = 31
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """In LightGBM's words."""
+        return {
+            "min_data_in_leaf": self.least_in_leaf,
+            "lambdarank_truncation_level": self.truncation,
+            "num_leaves": self.leaves,
+        }
+
+
+@dataclass(frozen=True)
 class Trained:
     """The booster as text, "" where fused ranks serve better, and what was measured on the way."""
 
@@ -58,10 +79,19 @@ class Trained:
     metrics: Mapping[str, Any]
 
 
-def fit(groups: Groups, spec: VectorSpec, seed: int, progress: Progress) -> Trained:
+def fit(
+    groups: Groups,
+    spec: VectorSpec,
+    seed: int,
+    progress: Progress,
+    *,
+    budget_s: float = 0.0,
+    patience: int = PATIENCE,
+) -> Trained:
     """A LambdaMART, or the order of one source, or none: whichever ranks unseen users' labels best.
 
-    `metrics` tells the gain of each among the groups, whose labels all are candidates, and what was chosen.
+    `budget_s` is for the choice of the trees' shape, which takes many groups. `metrics` tells the gain of
+    each order among the groups, whose labels all are candidates, and what was chosen.
     """
     found: dict[str, Any] = {
         "groups": len(groups.lengths),
@@ -73,7 +103,14 @@ def fit(groups: Groups, spec: VectorSpec, seed: int, progress: Progress) -> Trai
         reason = f"{len(groups.lengths)} groups to learn from, too few: fused ranks serve"
         progress.say(reason)
         return Trained("", {**found, "reason": reason})
-    booster, gain, judged = (_cautious if len(groups.lengths) < FEW_GROUPS else _stopped)(groups, spec, seed)
+    if len(groups.lengths) < FEW_GROUPS:
+        judged = groups
+        booster, gain = _cautious(groups, spec, seed)
+    else:
+        judged = groups.take(groups.validated)
+        tuned, trees = _tuned(groups, judged, spec, seed, progress, budget_s=budget_s, patience=patience)
+        booster, gain = _train(_dataset(groups, spec), tuned.params, seed, trees), tuned.score
+        found |= {"params": asdict(tuned.params), "trials": tuned.trials, "out_of_time": tuned.out_of_time}
     gains = {"lambdamart": gain, **_single_orders(judged, spec)}
     chosen = max(gains, key=lambda name: gains[name])
     progress.say(f"{chosen} of { ({name: round(one, 4) for name, one in gains.items()}) }")
@@ -113,28 +150,40 @@ def _gain(scores: np.ndarray, groups: Groups, spec: VectorSpec) -> float:
     return mean(gain_at(ranks(scores, groups, spec), 10))
 
 
-def _stopped(groups: Groups, spec: VectorSpec, seed: int) -> tuple[Any, float, Groups]:
-    """(booster, gain, groups judged): of all users, with the trees that raise the gain of every eighth."""
-    validated = groups.users % VALIDATED == 0
-    learning, judging = groups.take(~validated), groups.take(validated)
-    dataset = _dataset(learning, spec)
-    params = {**PARAMS, "seed": seed, "min_data_in_leaf": 50}
-    booster = lightgbm.train(
-        params,
-        dataset,
-        ROUNDS,
-        valid_sets=[_dataset(judging, spec, reference=dataset)],
-        callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False)],
-    )
-    scores = np.asarray(booster.predict(judging.features, num_iteration=booster.best_iteration))
-    everyone = lightgbm.train(params, _dataset(groups, spec), booster.best_iteration)
-    return everyone, _gain(scores, judging, spec), judging
+def _tuned(
+    groups: Groups,
+    judged: Groups,
+    spec: VectorSpec,
+    seed: int,
+    progress: Progress,
+    *,
+    budget_s: float,
+    patience: int,
+) -> tuple[Tuned, int]:
+    """(shape, number of trees) that rank the labels of validated users best, learned from all others."""
+    learning = _dataset(groups.take(~groups.validated), spec)
+    judging = _dataset(judged, spec, reference=learning)
+    trees: dict[Shape, int] = {}
+
+    def score(shape: Shape) -> float:
+        stop = lightgbm.early_stopping(patience, verbose=False)
+        booster = _train(learning, shape, seed, ROUNDS, valid_sets=[judging], callbacks=[stop])
+        trees[shape] = booster.best_iteration
+        scores = np.asarray(booster.predict(judged.features, num_iteration=booster.best_iteration))
+        return _gain(scores, judged, spec)
+
+    tuned = descend(Shape(), AXES, score, rounds=1, budget_s=budget_s, progress=progress)
+    return tuned, trees[tuned.params]
 
 
-def _cautious(groups: Groups, spec: VectorSpec, seed: int) -> tuple[Any, float, Groups]:
-    """The same for few groups: small trees that may not turn a source around, judged in five folds."""
+def _train(dataset: Any, shape: Shape, seed: int, trees: int, **more: Any) -> Any:
+    return lightgbm.train({**PARAMS, **shape.params, "seed": seed}, dataset, trees, **more)
+
+
+def _cautious(groups: Groups, spec: VectorSpec, seed: int) -> tuple[Any, float]:
+    """(booster, gain) for few groups: small trees that may not turn a source around, judged in five folds."""
     least = max(5, min(50, len(groups.features) // 1000))
-    params = {**PARAMS, **CAUTIOUS, "seed": seed, "min_data_in_leaf": least}
+    params = {**PARAMS, **Shape().params, **CAUTIOUS, "seed": seed, "min_data_in_leaf": least}
     params["monotone_constraints"] = directions(spec)
     scores = np.zeros(len(groups.features))
     for fold in range(FOLDS):
@@ -144,7 +193,7 @@ def _cautious(groups: Groups, spec: VectorSpec, seed: int) -> tuple[Any, float, 
             booster = lightgbm.train(params, _dataset(groups.take(~held), spec), CAUTIOUS_ROUNDS)
             scores[rows] = booster.predict(groups.features[rows])
     booster = lightgbm.train(params, _dataset(groups, spec), CAUTIOUS_ROUNDS)
-    return booster, _gain(scores, groups, spec), groups
+    return booster, _gain(scores, groups, spec)
 
 
 def _single_orders(groups: Groups, spec: VectorSpec) -> dict[str, float]:
@@ -186,4 +235,5 @@ def _dataset(groups: Groups, spec: VectorSpec, reference: Any = None) -> Any:
         weight=None if np.ptp(weights) == 0 else weights,
         feature_name=list(spec.names),
         reference=reference,
+        params={"feature_pre_filter": False},
     )

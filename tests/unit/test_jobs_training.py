@@ -19,15 +19,16 @@ from narrows.adapters.tables import read_training_data, write_training_data
 from narrows.errors import InvalidInput
 from narrows.evaluation.leave_one_out import cases
 from narrows.features.vectors import VectorSpec
+from narrows.interactions import interactions_of
 from narrows.ranking import read_manifest
 from narrows.retrieval import gather
 from sagemaker_jobs.container import Container, Progress
 from sagemaker_jobs.declared import Declared
 from sagemaker_jobs.from_files import evaluate_from_files, train_from_files
-from sagemaker_jobs.replay import Groups, funnel_of
+from sagemaker_jobs.replay import FEWEST_KEPT, VALIDATED, Groups, funnel_of, kept_rows, replay
 from sagemaker_jobs.train_ranker.__main__ import train as train_ranker
-from sagemaker_jobs.train_ranker.lambdamart import directions, fit
-from sagemaker_jobs.training_set import funnel, read
+from sagemaker_jobs.train_ranker.lambdamart import FEW_GROUPS, directions, fit
+from sagemaker_jobs.training_set import MOST_LABELS, funnel, labels_per_user, read
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 60
@@ -242,6 +243,47 @@ def test_a_ranker_never_learns_from_what_its_sources_saw(
         train_ranker(container)
 
 
+def test_short_histories_give_fewer_labels() -> None:
+    """Long histories spare the most labels, short ones one, others as many as their sources can bear."""
+
+    def labels(*lengths: int) -> int:
+        users = np.repeat(np.arange(len(lengths)), lengths)
+        return labels_per_user(interactions_of(users, np.arange(len(users)), np.arange(float(len(users)))))
+
+    assert labels(200, 300) == MOST_LABELS
+    assert labels(2, 3, 4) == 1
+    assert 1 < labels(21) < MOST_LABELS
+
+
+def test_groups_are_thinned_so_that_all_requests_fit() -> None:
+    """Whole where there is room; never below the least; validated users' whole groups are counted."""
+    assert kept_rows(100, 300, 30_000) == 300
+    assert kept_rows(1000, 300, 100_000) == int((100 - 300 / VALIDATED) * VALIDATED / (VALIDATED - 1))
+    assert kept_rows(1_000_000, 300, 100_000) == FEWEST_KEPT
+    assert kept_rows(1_000_000, 10, 100_000) == 10
+
+
+def test_a_thinned_group_keeps_its_label_and_a_judging_one_everything(
+    trained: tuple[Path, dict[str, Any]],
+) -> None:
+    """The vectors that remain are those of the whole groups; every eighth user's are all there."""
+    home, _ = trained
+    container = Container(home, home, home, home, {"training": home / "data"}, {"app": "media"})
+    data = read(container)
+    past = funnel_of(home / "train_ranker" / "holdout", data, *funnel(container), Declared())
+    spec = VectorSpec.over(past.sources, past.items)
+    held = [cases(data.log)]
+    whole, thin = (
+        replay(held, past, spec, most_rows=rows, generator=np.random.default_rng(0))
+        for rows in (10**6, 10**4)
+    )
+    fitting = len(thin.lengths)
+    assert thin.relevant.sum() == fitting
+    assert np.array_equal(thin.lengths[thin.validated], whole.lengths[:fitting][thin.validated])
+    assert thin.lengths[~thin.validated].max() == FEWEST_KEPT
+    assert {row.tobytes() for row in thin.features} <= {row.tobytes() for row in whole.features}
+
+
 def test_few_groups_may_not_turn_a_source_around() -> None:
     """Scores may only raise, ranks only lower; item, time and freshness columns are free."""
     spec = VectorSpec({"als": ("score", "last"), "fresh": ("score",)}, numbers=("price",))
@@ -278,3 +320,24 @@ def test_a_ranker_that_beats_no_source_is_not_kept(told_by: str, chosen: str, tm
         scores = load_scorer(tmp_path / "ranker.txt").predict(features[:length])
         places = features[:length, spec.names.index("popular.place")]
         assert np.argsort(-scores).tolist() == np.argsort(places).tolist()
+
+
+def test_the_shape_of_the_trees_is_chosen_on_validated_users() -> None:
+    """With time, other shapes are tried; the one kept is at least as good as the one that it starts from."""
+    generator = np.random.default_rng(0)
+    spec = VectorSpec({"als": ("score",), "popular": ("score",)})
+    count, length = FEW_GROUPS, 8
+    features = generator.random((count * length, len(spec.names))).astype(np.float32)
+    worth = features[:, spec.names.index("als.score")] + 0.3 * generator.normal(size=count * length)
+    relevant = np.zeros((count, length), np.int8)
+    relevant[np.arange(count), worth.reshape(count, length).argmax(axis=1)] = 1
+    users = np.arange(count, dtype=np.int32)
+    groups = Groups(
+        features, relevant.ravel(), np.full(count, length), np.ones(count, np.float32), users, count
+    )
+    start = fit(groups, spec, 0, Progress("test"), patience=5)
+    tuned = fit(groups, spec, 0, Progress("test"), patience=5, budget_s=100.0)
+    assert (start.metrics["trials"], start.metrics["out_of_time"]) == (1, True)
+    assert tuned.metrics["trials"] > 1
+    assert tuned.metrics["gains"]["lambdamart"] >= start.metrics["gains"]["lambdamart"]
+    assert tuned.metrics["chosen"] == "lambdamart"
