@@ -143,7 +143,10 @@ def decisions_of(spark: SparkSession, landing: str) -> DataFrame:
     """The decision records; none where nothing was recommended yet."""
     path = spark._jvm.org.apache.hadoop.fs.Path(landing)  # Spark's Python has no look for files
     files = path.getFileSystem(spark._jsc.hadoopConfiguration())
-    return read_decisions(spark, landing) if files.exists(path) else spark.createDataFrame([], DECISIONS)
+    if files.exists(path):
+        return read_decisions(spark, landing)
+    none = [F.lit(None).cast(field.dataType).alias(field.name) for field in DECISIONS]
+    return spark.range(0).select(*none)
 
 
 def _requests(labels: DataFrame, slates: DataFrame, events: DataFrame) -> DataFrame:

@@ -152,14 +152,8 @@ def _passed_over(positives: DataFrame, impressed: DataFrame) -> DataFrame:
 
 
 def _drawn(positives: DataFrame, catalogue_like: DataFrame) -> DataFrame:
-    sample = [
-        row[0]
-        for row in catalogue_like.orderBy(F.xxhash64("item_id", "time"))
-        .select("item_id")
-        .limit(MOST_DRAWN)
-        .collect()
-    ]
-    urn = positives.sparkSession.createDataFrame([(sample,)], "urn array<string>")
+    sample = catalogue_like.orderBy(F.xxhash64("item_id", "time")).select("item_id").limit(MOST_DRAWN)
+    urn = sample.agg(F.sort_array(F.collect_list("item_id")).alias("urn"))
     draws = F.explode(F.sequence(F.lit(1), F.lit(2 * NEGATIVES))).alias("draw")
     place = F.pmod(F.xxhash64("user_id", "time", "item_id", "draw"), F.greatest(F.size("urn"), F.lit(1)))
     drawn = positives.select("user_id", "time", "item_id", draws).crossJoin(F.broadcast(urn))
