@@ -228,7 +228,7 @@ class TestLifetime:
             os.kill(second.process.pid, signal.SIGTERM)
             second.process.wait(15)
             wait_for(lambda: not processes_of(tmp_path), 15)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["aws.log", "jobs", "logs"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["aws.log", "jobs", "lake", "logs"]
 
     def test_it_listens_on_this_machine_only(self, tmp_path: Path) -> None:
         """The kernel's list of listening sockets has the launcher's port under 127.0.0.1 alone."""

@@ -104,7 +104,7 @@ def test_up_serves_from_two_workers_and_streams_and_down_leaves_nothing(home: Pa
     assert supervisor.down(home) is True
     assert processes_of(home) == []
     assert {path.name for path in home.glob("flushed-*")} >= {f"flushed-{pid}" for pid in workers}
-    assert sorted(path.name for path in home.iterdir() if path.is_dir()) == ["jobs", "logs"]
+    assert sorted(path.name for path in home.iterdir() if path.is_dir()) == ["jobs", "lake", "logs"]
     assert supervisor.status(home)["running"] is False
     assert supervisor.down(home) is False
 
