@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
 from pyspark.sql.window import Window
@@ -41,11 +42,11 @@ from glue_jobs.outcomes import impressions, interactions, label, negatives, show
 from glue_jobs.point_in_time import (
     DECISIONS,
     JUST_BEFORE_S,
-    NEWEST,
     point_in_time,
     read_decisions,
     served_and_recomputed,
 )
+from narrows.evaluation.leave_one_out import labels_to_hold
 from narrows.features.registry import FeatureSet
 from narrows.settings import App
 
@@ -84,24 +85,32 @@ def tables(inputs: Inputs) -> dict[str, DataFrame]:
     types = inputs.app.events
     done = interactions(events, types, inputs.as_of)
     seen = impressions(events, types, inputs.as_of).cache()
-    labels = newest_labels(events, inputs.app).cache()
+    newest = labels_read(done)
+    labels = newest_labels(events, inputs.app, newest).cache()
     asked = _requests(labels, shown(events), events)
     positives = labels.select(F.col("visitor").alias("user_id"), "time", "item_id", "recommendation_id")
     return {
         "interactions": done,
         "impressions": with_served(seen, inputs.decisions),
         "negatives": negatives(positives, seen, done, done),
-        "visitor_features": served_and_recomputed(events, asked, inputs.decisions, features),
+        "visitor_features": served_and_recomputed(events, asked, inputs.decisions, features, newest),
         "item_features": item_features(events, inputs.items, labels, features, inputs.as_of),
         "items": inputs.items,
     }
 
 
-def newest_labels(events: DataFrame, app: App) -> DataFrame:
+def labels_read(done: DataFrame) -> int:
+    """How many of a visitor's newest labels have to be known: those that a ranker learns from and the last."""
+    sizes = done.groupBy("user_id").count().groupBy("count").agg(F.count("*").alias("visitors")).collect()
+    lengths, visitors = (np.array([row[name] for row in sizes], np.int64) for name in ("count", "visitors"))
+    return 1 + labels_to_hold(lengths, visitors)
+
+
+def newest_labels(events: DataFrame, app: App, newest: int) -> DataFrame:
     """The last events of each visitor that train."""
-    newest = Window.partitionBy("visitor").orderBy(F.col("time").desc())
+    from_end = Window.partitionBy("visitor").orderBy(F.col("time").desc())
     worth = events.where((label(app.events) > 0) & F.col("item_id").isNotNull())
-    return worth.withColumn("place", F.row_number().over(newest)).where(F.col("place") <= NEWEST)
+    return worth.withColumn("place", F.row_number().over(from_end)).where(F.col("place") <= newest)
 
 
 def item_features(

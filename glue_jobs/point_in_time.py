@@ -18,8 +18,6 @@ from narrows.features.sql import extracted_sql, folded_sql, keyed_sql
 
 JUST_BEFORE_S = 0.001
 """A label's own event must not be among what was known: a request is asked a millisecond earlier."""
-NEWEST = 4
-"""How many labels and slates of a visitor are recomputed: a ranker learns from the newest labels only."""
 VALUES = T.MapType(T.StringType(), T.DoubleType())
 DECISIONS = T.StructType(
     [
@@ -104,12 +102,12 @@ def _folded(rows: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
 
 
 def served_and_recomputed(
-    events: DataFrame, requests: DataFrame, decisions: DataFrame, features: FeatureSet
+    events: DataFrame, requests: DataFrame, decisions: DataFrame, features: FeatureSet, newest: int
 ) -> DataFrame:
     """user_id, time, recommendation_id, served, visitor, request, context: what each request knew.
 
     `requests` have visitor, session_id, time, recommendation_id, context and place, once for each (visitor,
-    time); of those without a record the newest of each visitor are recomputed, by `place` from 1.
+    time); of those without a record the `newest` of each visitor are recomputed, by `place` from 1.
     Values that were served by other declarations than today's are no values of these features.
     """
     current = decisions.where(F.col("feature_fingerprint") == features.fingerprint())
@@ -132,8 +130,8 @@ def served_and_recomputed(
         F.col("request_values").alias("request"),
         "context",
     )
-    newest = joined.where((F.col("place") <= NEWEST) & F.col("record_id").isNull())
-    unrecorded = newest.select("visitor", "session_id", *columns[1:], "context")
+    wanted = joined.where((F.col("place") <= newest) & F.col("record_id").isNull())
+    unrecorded = wanted.select("visitor", "session_id", *columns[1:], "context")
     again = recomputed(events, unrecorded, features).select(
         *columns,
         F.lit(False).alias("served"),

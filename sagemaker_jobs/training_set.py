@@ -14,6 +14,7 @@ from narrows.adapters.tables import read_training_data
 from narrows.catalogue import item_columns
 from narrows.column_names import CATALOGUE_NAMES, named
 from narrows.errors import InvalidInput
+from narrows.evaluation.leave_one_out import labels_to_hold
 from narrows.interactions import Interactions
 from narrows.retrieval import Rows
 from narrows.settings import App, Catalogue, SourceQuota, Surface, load_app
@@ -21,8 +22,6 @@ from sagemaker_jobs.container import Container
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
 HOLDOUT, REPLAY = "holdout", "replay"
-MOST_LABELS = 8
-LEAST_KEPT = 0.8
 QUOTAS = (
     SourceQuota("als", 200, 0.4),
     SourceQuota("covisitation", 250, 0.4),
@@ -99,14 +98,8 @@ def read(container: Container) -> TrainingSet:
 
 def labels_per_user(log: Interactions) -> int:
     """As many as leave the sources of `replay/` most of the events that those of `holdout/` are fitted on."""
-    counts = np.diff(log.per_user())
-    counts = counts[counts > 0]
-
-    def left(held: int) -> int:
-        return int(np.maximum(counts - held, 1).sum())
-
-    enough = [labels for labels in range(1, MOST_LABELS + 1) if left(1 + labels) >= LEAST_KEPT * left(1)]
-    return max(enough, default=1)
+    lengths, visitors = np.unique(np.diff(log.per_user()), return_counts=True)
+    return labels_to_hold(lengths[lengths > 0], visitors[lengths > 0])
 
 
 def app_of(container: Container) -> App | None:

@@ -20,6 +20,8 @@ PROTOCOL = (
 )
 LENGTH = 100
 NEW_AT_MOST = 5
+MOST_LABELS = 8
+LEAST_KEPT = 0.8
 ANONYMOUS_PREFIX = "s#"
 REMEMBERED = IMPLICIT_HISTORY.keep
 """A history is no longer here than the one that serving reads from a visitor's state."""
@@ -100,6 +102,20 @@ def _seen_before(log: Interactions) -> NDArray[np.bool_]:
     again = np.ones(len(log), bool)
     again[first] = False
     return again
+
+
+def labels_to_hold(lengths: NDArray[np.int64], visitors: NDArray[np.int64]) -> int:
+    """How many labels of a visitor, besides the last event, a ranker may learn from.
+
+    `lengths` are histories' numbers of events, `visitors` how many have that many. As many as leave sources
+    fitted without the labels most of the events that those fitted without the last one have.
+    """
+
+    def left(held: int) -> int:
+        return int(np.dot(np.maximum(lengths - held, 1), visitors))
+
+    enough = [labels for labels in range(1, MOST_LABELS + 1) if left(1 + labels) >= LEAST_KEPT * left(1)]
+    return max(enough, default=1)
 
 
 def first_hundred(source: CandidateSource, query: Query) -> Rows:

@@ -17,7 +17,7 @@ import pytest
 from narrows.adapters.lightgbm import load_scorer
 from narrows.adapters.tables import read_training_data, write_training_data
 from narrows.errors import InvalidInput
-from narrows.evaluation.leave_one_out import cases
+from narrows.evaluation.leave_one_out import MOST_LABELS, cases
 from narrows.features.vectors import VectorSpec
 from narrows.interactions import interactions_of
 from narrows.ranking import read_manifest
@@ -28,7 +28,7 @@ from sagemaker_jobs.from_files import evaluate_from_files, train_from_files
 from sagemaker_jobs.replay import FEWEST_KEPT, VALIDATED, Groups, funnel_of, kept_rows, replay
 from sagemaker_jobs.train_ranker.__main__ import train as train_ranker
 from sagemaker_jobs.train_ranker.lambdamart import FEW_GROUPS, directions, fit
-from sagemaker_jobs.training_set import MOST_LABELS, funnel, labels_per_user, read
+from sagemaker_jobs.training_set import funnel, labels_per_user, read
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 60

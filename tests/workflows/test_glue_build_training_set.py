@@ -264,7 +264,7 @@ def test_negatives_come_from_the_slate_first(made: tuple[Path, Mapping[str, int]
     by_label: dict[tuple[str, float], list[tuple[str, str]]] = {}
     for user, time, negative, source in rows:
         by_label.setdefault((user, time), []).append((negative, source))
-    assert ("i1", "slate") in by_label["u#ann", T0 + 20]
+    assert ("i1", "slate") in by_label["u#ann", T0 + HOUR]
     touched = {"u#ann": {"i2", "i3"}, "u#bob": {"i1", "i4"}}
     for (user, _), found in by_label.items():
         assert not {negative for negative, _ in found} & touched[user]
