@@ -100,7 +100,7 @@ def tables(inputs: Inputs) -> dict[str, DataFrame]:
 
 
 def labels_read(done: DataFrame) -> int:
-    """How many of a visitor's newest labels have to be known: those that a ranker learns from and the last."""
+    """How many of a visitor's newest labels have to be known: a ranker learns from all but the last."""
     sizes = done.groupBy("user_id").count().groupBy("count").agg(F.count("*").alias("visitors")).collect()
     lengths, visitors = (np.array([row[name] for row in sizes], np.int64) for name in ("count", "visitors"))
     return 1 + labels_to_hold(lengths, visitors)
