@@ -20,6 +20,10 @@ CHROMIUM_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+A_PERSONS = (
+    "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36"
+)
+"""What a browser with a window says of itself; the events of one without are marked as a program's."""
 TITLE = {item["item_id"]: item["title"] for item in CATALOGUE}
 
 
@@ -48,7 +52,7 @@ def api() -> Iterator[StandIn]:
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     """A page of a new visitor; a script's error or a request to another host fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, user_agent=A_PERSONS)
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
