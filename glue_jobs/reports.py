@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,15 +13,13 @@ from pyspark.sql import SparkSession
 from narrows.errors import InvalidInput
 from narrows.events import parse_moment
 
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?", re.IGNORECASE)
+
 
 def moment(text: str) -> float:
     """Epoch seconds from an argument: ISO 8601 with a zone, or epoch seconds."""
     try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return parse_moment("as-of", text)
+        return parse_moment("as-of", float(text) if NUMBER.fullmatch(text) else text)
     except InvalidInput as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
