@@ -4,7 +4,7 @@ The definition of a job (CreateJob, CloudFormation) stays with the emulator; a r
 and `--extra-py-files` come from S3. Arguments are the job's defaults under the run's own; each `s3://`
 location in them becomes a local folder around the run (`localcloud.staging`), since reading S3 from Spark
 itself would take a download of 281 MB. Glue's own switches (`--enable-metrics` ...) are not passed on;
-`--datalake-formats iceberg` gives the run the jar that `localcloud.jars` keeps.
+`--datalake-formats iceberg` gives the run the jar that `localcloud.jars` keeps, and the Spark that is up.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from localcloud.jars import ICEBERG, kept
 from localcloud.jobs import Ended, job_environment, last_lines, run_process
 from localcloud.services import Operation, Refused
 from localcloud.spark import spark_environment
+from localcloud.spark_server import SparkServer
 from localcloud.staging import LAKE, Stage, bucket_and_key, download, localised
 
 ACTIVE = frozenset({"STARTING", "RUNNING", "STOPPING"})
@@ -114,6 +115,7 @@ class JobRuns:
         self._home = home
         self._runs: dict[str, list[Run]] = {}
         self._lock = threading.Lock()
+        self._spark: SparkServer | None = None
 
     @property
     def operations(self) -> dict[str, Operation]:
@@ -166,6 +168,8 @@ class JobRuns:
         """End every run, for the end of this process."""
         for run in (run for runs in self._runs.values() for run in runs):
             run.stop.set()
+        if self._spark is not None:
+            self._spark.end()
 
     def _find(self, request: Mapping[str, Any]) -> Run:
         name, number = _required(request, "JobName"), _required(request, "RunId")
@@ -191,18 +195,38 @@ class JobRuns:
     def _execute(self, run: Run, job: Mapping[str, Any], folder: Path, stage: Stage, log: Path) -> Ended:
         script = self._fetch(job["Command"]["ScriptLocation"], folder)
         packages = [self._fetch(uri, folder) for uri in _listed(run.arguments.get("--extra-py-files"))]
-        jars = [kept(ICEBERG)] if "iceberg" in _listed(run.arguments.get("--datalake-formats")) else []
         given = {name: text for name, text in run.arguments.items() if name not in OF_GLUE_ITSELF}
         local = localised(stage, {"--JOB_NAME": run.job, "--JOB_RUN_ID": run.number, **given})
+        words = [str(script), *(text for pair in local.items() for text in pair)]
+        sees = spark_environment(packages, folder / "tmp")
         run.state = "RUNNING"
+        if "iceberg" not in _listed(run.arguments.get("--datalake-formats")):
+            return self._process([sys.executable, *words], run, folder, log, sees)
+        spark = self._shared_spark()
+        with spark.lent() as found:
+            driver = [sys.executable, "-m", "localcloud.spark_driver"]
+            ended = self._process([*driver, *words], run, folder, log, {**sees, **found})
+            if ended.stopped or ended.overran:
+                spark.wear()
+            return ended
+
+    def _process(
+        self, command: Sequence[str], run: Run, folder: Path, log: Path, sees: Mapping[str, str]
+    ) -> Ended:
         return run_process(
-            [sys.executable, str(script), *(text for pair in local.items() for text in pair)],
+            command,
             cwd=folder,
-            environment=job_environment(folder / "tmp", spark_environment(packages, folder / "tmp", jars)),
+            environment=job_environment(folder / "tmp", sees),
             log=log,
             timeout_s=run.timeout_min * 60,
             stop=run.stop,
         )
+
+    def _shared_spark(self) -> SparkServer:
+        with self._lock:
+            if self._spark is None:
+                self._spark = SparkServer(self._home, [kept(ICEBERG)])
+            return self._spark
 
     def _fetch(self, uri: str, folder: Path) -> Path:
         bucket, key = bucket_and_key(uri)

