@@ -37,8 +37,8 @@ def area(ours: str, packages: str = "") -> Area:
 AREAS: Mapping[str, Area] = {
     CORE: area("narrows", "numpy"),
     ADAPTERS: area(
-        "narrows narrows.adapters", "numpy boto3 botocore pynamodb pyarrow awswrangler pandas fastavro "
-        "faiss opensearchpy",
+        "narrows narrows.adapters",
+        "numpy boto3 botocore pynamodb pyarrow awswrangler pandas fastavro faiss opensearchpy",
     ),
     CLI: area("narrows narrows.adapters narrows.cli localcloud", "numpy tqdm"),
     "lambdas": area("narrows narrows.adapters lambdas", "numpy aws_lambda_powertools pydantic"),

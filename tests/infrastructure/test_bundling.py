@@ -14,10 +14,10 @@ from elftools.elf.elffile import ELFFile
 from cdk_app import bundling
 from cdk_app.config import STAGES, Architecture
 
-# What Amazon Linux 2023 has: its C library is 2.34, its GCC 11.
+# What Amazon Linux 2023 has: its C library is 2.34, its GCC 11; its package manager stands on zlib.
 SYSTEM = {
     "libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "librt.so.1", "libutil.so.1",
-    "libgcc_s.so.1", "libstdc++.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1",
+    "libgcc_s.so.1", "libstdc++.so.6", "libz.so.1", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1",
 }  # fmt: skip
 NEWEST = {"GLIBC": (2, 34), "GLIBCXX": (3, 4, 29), "CXXABI": (1, 3, 13), "GCC": (11, 0, 0)}
 MACHINES = {"arm64": "EM_AARCH64", "x86_64": "EM_X86_64"}
