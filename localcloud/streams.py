@@ -211,10 +211,14 @@ class Runner:
             self._failed(shard, rest, outcome, cut=done > 0, now=now)
 
     def _invoke(self, shard: Shard, batch: Batch) -> Outcome:
-        self.counts.invocations += 1
-        self.counts.records += len(batch.records)
         self.counts.iterator_age_s = round(self._wall_clock() - batch.records[-1].arrived_at, 3)
-        return self._call({"Records": [self._source.event(shard.info.id, each) for each in batch.records]})
+        events = [self._source.event(shard.info.id, each) for each in batch.records]
+        outcome = self._call({"Records": events})
+        self.counts.invocations += (
+            1  # only now: whoever waits for the records wants to see what became of them
+        )
+        self.counts.records += len(batch.records)
+        return outcome
 
     def _failed(self, shard: Shard, rest: Batch, outcome: Outcome, *, cut: bool, now: float) -> None:
         """Cut the batch where that is asked for, else try it again until its retries are used up."""

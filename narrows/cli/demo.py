@@ -109,7 +109,7 @@ class _Demo:
         """Everything that follows the start: events, training, slates."""
         self._take_off_what_is_sold_out(api)
         sent = self._send(api, events)
-        promotion = self._train()
+        promotion = self._train(sent["accepted"])
         slates = self._serve(api, str(promotion["version"]))
         landed = keep(self._deployment, self._app, kept(self._places, APP))
         self.steps.remark(
@@ -125,9 +125,10 @@ class _Demo:
         self.steps.remark(f"{len(sold_out)} items are sold out, policy version {answer['version']}")
 
     def _send(self, api: Api, count: int) -> dict[str, int]:
-        """Send the events through the API into Kinesis, and wait until both consumers have read them all."""
+        """Send the events through the API into Kinesis, and wait until all of them have landed."""
         self.steps.begin("events", f"{count:,} events of {DAYS:.0f} days through POST /api/events")
-        consumers = Consumers(self._home, ("land_events", "update_features"))
+        landing = Consumers(self._home, ("land_events",))
+        self._folding = Consumers(self._home, ("update_features",))
         events = self._market.events(count, self._now - DAYS * DAY_S, self._now - 60.0)
         with self._console.progress("events", count, "events") as progress:
             sent = send_in_lanes(api, events, lanes=LANES, total=count, progress=progress)
@@ -137,18 +138,25 @@ class _Demo:
                 f"{sent.refusals[0]}; compare with apps/{APP}/app.toml"
             )
         self.steps.remark(f"{sent.accepted:,} events accepted")
-        with self._console.progress("consumers", sent.accepted, "events") as progress:
-            read = consumers.wait_for(sent.accepted, CATCH_UP_S, progress)
-        self.steps.remark(", ".join(f"{name} has read {done:,}" for name, done in read.items()))
+        self._wait_for(landing, sent.accepted)
         return {"sent": sent.events, "accepted": sent.accepted}
 
-    def _train(self) -> Mapping[str, Any]:
-        """Run the training workflow; the model that it promotes is served without a restart."""
+    def _wait_for(self, consumers: Consumers, events: int) -> None:
+        with self._console.progress("consumers", events, "events") as progress:
+            read = consumers.wait_for(events, CATCH_UP_S, progress)
+        self.steps.remark(", ".join(f"{name} has handled {done:,}" for name, done in read.items()))
+
+    def _train(self, accepted: int) -> Mapping[str, Any]:
+        """Run the training workflow, on what has landed, while the visitors' features still catch up.
+
+        The model that it promotes is served without a restart.
+        """
         self.steps.begin("train", "the workflow train_and_promote")
         result = self._deployment.run_workflow(f"demo-{self._stamp}", self.steps.remark, TRAINING_S)
         if not result.get("promoted"):
             raise CommandFailed(f"the model was not promoted: {result.get('reason')}")
         self.steps.remark(f"promoted {result['version']}: {result.get('reason')}")
+        self._wait_for(self._folding, accepted)
         return result
 
     def _serve(self, api: Api, version: str) -> dict[str, Any]:

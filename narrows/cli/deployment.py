@@ -97,14 +97,14 @@ class Deployment:
 
 
 class Consumers:
-    """How many events the consumers of the stream have read since this was made."""
+    """How many events the consumers of the stream have handled since this was made."""
 
     def __init__(self, home: Path, names: Sequence[str]) -> None:
         self._folder, self._names = home / "run" / "streams", names
         self._before = self._read()
 
     def wait_for(self, events: int, timeout_s: float, progress: Progress) -> dict[str, int]:
-        """Wait until each consumer has read so many; a consumer that stands still for long is an error."""
+        """Wait until each consumer has handled so many; a consumer that stands still for long is an error."""
         deadline = time.monotonic() + timeout_s
         while True:
             done = {name: count - self._before.get(name, 0) for name, count in self._read().items()}
@@ -114,7 +114,7 @@ class Consumers:
                 return done
             if time.monotonic() > deadline:
                 raise CommandFailed(
-                    f"after {timeout_s:.0f} s the consumers have read {done} of {events:,} events; "
+                    f"after {timeout_s:.0f} s the consumers have handled {done} of {events:,} events; "
                     f"see the logs of the stream runner in {self._folder.parents[1] / 'logs'}"
                 )
             time.sleep(0.25)

@@ -304,7 +304,7 @@ def test_slates_come_from_the_whole_pipeline(capsys: pytest.CaptureFixture[str])
 
 
 def test_consumers_are_waited_for(tmp_path: Path) -> None:
-    """Only what was read after the start counts, and only from the stream of events."""
+    """Only what was handled after the start counts, and only from the stream of events."""
     folder = tmp_path / "run/streams"
     folder.mkdir(parents=True)
     names = ("land_events", "update_features")
@@ -317,7 +317,7 @@ def test_consumers_are_waited_for(tmp_path: Path) -> None:
 
     write(10)
     consumers = Consumers(tmp_path, names)
-    with pytest.raises(CommandFailed, match=r"have read .* of 5 events"):
+    with pytest.raises(CommandFailed, match=r"have handled .* of 5 events"):
         consumers.wait_for(5, 0.0, Progress("wait", 5, "events"))
     write(15)
     assert consumers.wait_for(5, 1.0, Progress("wait", 5, "events")) == dict.fromkeys(names, 5)
