@@ -13,8 +13,8 @@ Every PATH is a folder that Spark can read: a plain one here, s3:// in Glue. Wha
   best that came of it inside its window, 0 for nothing. `served` is false where there is no record.
 - `negatives/`: user_id, time, item_id, negative_id, drawn_from, weight: items that were no choice at a label.
 - `visitor_features/`: user_id, time, recommendation_id, served, visitor, request, context: what was known
-  when a slate was shown and at each visitor's newest labels. `served` values are those of the record; the
-  others are recomputed from the events before that moment.
+  at each visitor's newest labels, and when a slate was shown that has a decision record. `served` values are
+  those of the record; the others are recomputed from the events before that moment.
 - `item_features/`: item_id, as_of and one column a feature, as of a few moments and of now.
 - `items/`: the catalogue as given.
 
@@ -38,7 +38,7 @@ from pyspark.sql.window import Window
 
 from glue_jobs.app_files import read_app
 from glue_jobs.lake import add_arguments, open_lake, read_events
-from glue_jobs.outcomes import impressions, interactions, label, negatives, shown, with_served
+from glue_jobs.outcomes import impressions, interactions, label, negatives, slates, with_served
 from glue_jobs.point_in_time import (
     DECISIONS,
     JUST_BEFORE_S,
@@ -85,15 +85,14 @@ def tables(inputs: Inputs) -> dict[str, DataFrame]:
     types = inputs.app.events
     done = interactions(events, types, inputs.as_of)
     seen = impressions(events, types, inputs.as_of).cache()
-    newest = labels_read(done)
-    labels = newest_labels(events, inputs.app, newest).cache()
-    asked = _requests(labels, shown(events), events)
+    labels = newest_labels(events, inputs.app, labels_read(done)).cache()
+    moments = _moments(labels), _moments(slates(events))
     positives = labels.select(F.col("visitor").alias("user_id"), "time", "item_id", "recommendation_id")
     return {
         "interactions": done,
         "impressions": with_served(seen, inputs.decisions),
         "negatives": negatives(positives, seen, done, done),
-        "visitor_features": served_and_recomputed(events, asked, inputs.decisions, features, newest),
+        "visitor_features": served_and_recomputed(events, *moments, inputs.decisions, features),
         "item_features": item_features(events, inputs.items, labels, features, inputs.as_of),
         "items": inputs.items,
     }
@@ -158,18 +157,10 @@ def decisions_of(spark: SparkSession, landing: str) -> DataFrame:
     return spark.range(0).select(*none)
 
 
-def _requests(labels: DataFrame, slates: DataFrame, events: DataFrame) -> DataFrame:
-    """One row for each visitor and moment; a moment with a recommendation goes before one without."""
-    first = slates.groupBy("recommendation_id", "visitor").agg(F.min("shown_at").alias("time"))
-    newest = Window.partitionBy("visitor").orderBy(F.col("time").desc())
-    places = first.withColumn("place", F.row_number().over(newest))
-    shows = events.where("event_type = 'impression'")
-    of_slates = shows.join(places, ["recommendation_id", "visitor", "time"])
-    names = ("visitor", "session_id", "time", "recommendation_id", F.col("texts").alias("context"), "place")
-    both = labels.select(*names).unionByName(of_slates.select(*names))
-    row = F.struct("session_id", "recommendation_id", "context", "place")
-    one = F.min_by(row, F.col("recommendation_id").isNull()).alias("one")
-    return both.groupBy("visitor", "time").agg(one).select("visitor", "time", "one.*")
+def _moments(events: DataFrame) -> DataFrame:
+    return events.select(
+        "visitor", "session_id", "time", "recommendation_id", F.col("texts").alias("context")
+    )
 
 
 def _why_not(as_of: float) -> F.Column:

@@ -40,11 +40,15 @@ def interactions(events: DataFrame, types: Mapping[str, EventType], as_of: float
     )
 
 
+def slates(events: DataFrame) -> DataFrame:
+    """The impressions of a recommendation that showed anything."""
+    there = F.col("recommendation_id").isNotNull() & (F.size("impression") > 0)
+    return events.where((F.col("event_type") == "impression") & there)
+
+
 def shown(events: DataFrame) -> DataFrame:
     """Every item of every slate, once for each visitor and recommendation: as it was shown first."""
-    lines = events.where(
-        (F.col("event_type") == "impression") & F.col("recommendation_id").isNotNull()
-    ).select(
+    lines = slates(events).select(
         "recommendation_id",
         "visitor",
         "session_id",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
 from pyspark.sql import types as T
+from pyspark.sql.window import Window
 
 from narrows.features.kinds import LastN, PerValue
 from narrows.features.registry import MISSING_SUFFIX, VISITOR_SCOPES, FeatureSet
@@ -102,36 +103,24 @@ def _folded(rows: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
 
 
 def served_and_recomputed(
-    events: DataFrame, requests: DataFrame, decisions: DataFrame, features: FeatureSet, newest: int
+    events: DataFrame, labels: DataFrame, slates: DataFrame, decisions: DataFrame, features: FeatureSet
 ) -> DataFrame:
-    """user_id, time, recommendation_id, served, visitor, request, context: what each request knew.
+    """user_id, time, recommendation_id, served, visitor, request, context: what was known at each moment.
 
-    `requests` have visitor, session_id, time, recommendation_id, context and place, once for each (visitor,
-    time); of those without a record the `newest` of each visitor are recomputed, by `place` from 1.
+    `labels` and `slates` have visitor, session_id, time, recommendation_id and context. A label without a
+    record is recomputed; a slate without one is left out, since nothing is learned from its moment alone.
     Values that were served by other declarations than today's are no values of these features.
     """
-    current = decisions.where(F.col("feature_fingerprint") == features.fingerprint())
-    records = current.select(
-        F.col("recommendation_id").alias("record_id"),
-        "user_key",
-        "session_key",
-        F.map_filter("visitor_features", lambda _, value: value.isNotNull()).alias("visitor_values"),
-        F.map_filter("request_features", lambda _, value: value.isNotNull()).alias("request_values"),
-    )
-    theirs = (F.col("visitor") == F.col("user_key")) | (F.col("visitor") == F.col("session_key"))
-    joined = requests.join(
-        records, (F.col("record_id") == F.col("recommendation_id")) & theirs, "left"
-    ).cache()
+    joined = _with_records(labels, slates, _records(decisions, features)).cache()
     columns = (F.col("visitor").alias("user_id"), "time", "recommendation_id")
-    served = joined.where("record_id IS NOT NULL").select(
+    served = joined.where("record IS NOT NULL").select(
         *columns,
         F.lit(True).alias("served"),
-        F.col("visitor_values").alias("visitor_features"),
-        F.col("request_values").alias("request"),
+        F.col("record.visitor_values").alias("visitor_features"),
+        F.col("record.request_values").alias("request"),
         "context",
     )
-    wanted = joined.where((F.col("place") <= newest) & F.col("record_id").isNull())
-    unrecorded = wanted.select("visitor", "session_id", *columns[1:], "context")
+    unrecorded = joined.where("record IS NULL").select("visitor", "session_id", *columns[1:], "context")
     again = recomputed(events, unrecorded, features).select(
         *columns,
         F.lit(False).alias("served"),
@@ -140,6 +129,32 @@ def served_and_recomputed(
         "context",
     )
     return served.unionByName(again).withColumnRenamed("visitor_features", "visitor")
+
+
+def _records(decisions: DataFrame, features: FeatureSet) -> DataFrame:
+    """recommendation_id and record: what was served by today's declarations, and to whom."""
+    known = [
+        F.map_filter(name, lambda _, value: value.isNotNull()).alias(alias)
+        for name, alias in (("visitor_features", "visitor_values"), ("request_features", "request_values"))
+    ]
+    current = decisions.where(F.col("feature_fingerprint") == features.fingerprint())
+    return current.select("recommendation_id", F.struct("user_key", "session_key", *known).alias("record"))
+
+
+def _with_records(labels: DataFrame, slates: DataFrame, records: DataFrame) -> DataFrame:
+    """Each (visitor, time) of a label, and of a slate as first shown that has a record; records go first."""
+    theirs = F.col("visitor").isin(F.col("record.user_key"), F.col("record.session_key"))
+    first = Window.partitionBy("recommendation_id", "visitor").orderBy("time")
+    shown = slates.join(records, "recommendation_id").where(theirs)
+    shown = shown.withColumn("place", F.row_number().over(first)).where("place = 1").drop("place")
+    chosen = labels.join(records, "recommendation_id", "left").withColumn(
+        "record", F.when(theirs, F.col("record"))
+    )
+    row = F.struct("session_id", "recommendation_id", "context", "record")
+    order = F.struct(F.col("record").isNull(), F.col("recommendation_id").isNull())
+    one = F.min_by(row, order).alias("one")
+    both = chosen.unionByName(shown).groupBy("visitor", "time").agg(one)
+    return both.select("visitor", "time", "one.*")
 
 
 def recomputed(events: DataFrame, requests: DataFrame, features: FeatureSet) -> DataFrame:

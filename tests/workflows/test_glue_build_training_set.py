@@ -190,20 +190,40 @@ def test_each_shown_item_has_the_best_that_came_inside_the_window(
     assert ("i1", "r1", False, None, None) in served
 
 
-def test_served_values_come_from_the_record_and_others_from_the_lake(
-    made: tuple[Path, Mapping[str, int]],
-) -> None:
-    """The first slate's values are the record's; the second's record stands on other declarations."""
+def test_served_values_come_from_the_record(made: tuple[Path, Mapping[str, int]]) -> None:
+    """A slate's values, and those of the labels that came of it, are what its record says was served."""
     known = read_visitor_features(made[0])
     assert known is not None
     slate = known.at("u#ann", T0 + 10)
     assert slate is not None
     assert slate.visitor == {"views": 41.0, "views_missing": 0.0}
     assert slate.request == {"hour": 3.0}
-    guest = known.at("s#g", NOW - HOUR)
-    assert guest is not None
-    assert guest.request is None
-    assert guest.visitor == {"views": 1.0, "views_missing": 0.0, "in_session": 1.0, "in_session_missing": 0.0}
+    assert known.at("u#ann", T0 + HOUR) == slate
+
+
+def test_moments_are_those_of_labels_and_of_slates_with_a_record(
+    made: tuple[Path, Mapping[str, int]],
+) -> None:
+    """Nothing learns from a slate alone: one whose record stands on other declarations is not asked for."""
+    assert read(made[0] / "visitor_features", "user_id", "time", "served") == [
+        ("u#ann", T0 + 10, True),
+        ("u#ann", T0 + HOUR, True),
+        ("u#ann", T0 + 2 * DAY, True),
+        ("u#bob", NOW - HOUR + 60, False),
+        ("u#bob", NOW - HOUR + 80, False),
+    ]
+
+
+def test_an_event_is_not_among_what_was_known_at_its_own_moment(
+    made: tuple[Path, Mapping[str, int]],
+) -> None:
+    """Bob's click that logs in has the guest's session before it, without a request of a record."""
+    known = read_visitor_features(made[0])
+    assert known is not None
+    click = known.at("u#bob", NOW - HOUR + 60)
+    assert click is not None
+    assert click.request is None
+    assert click.visitor == {"views": 0.0, "views_missing": 1.0, "in_session": 1.0, "in_session_missing": 0.0}
 
 
 def test_a_login_brings_what_the_session_did_before(made: tuple[Path, Mapping[str, int]]) -> None:
