@@ -31,6 +31,8 @@ from moto.stepfunctions.parser.asl.component.common.error_name.states_error_name
 from moto.stepfunctions.parser.asl.component.common.error_name.states_error_name_type import (
     StatesErrorNameType,
 )
+from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration import iteration_worker
+from moto.stepfunctions.parser.asl.component.state.exec.state_parallel import branches_decl
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service import (
     state_task_service_factory,
     state_task_service_glue,
@@ -39,6 +41,7 @@ from moto.stepfunctions.parser.asl.component.state.exec.state_task.service.resou
 from moto.stepfunctions.parser.asl.component.state.exec.state_task.service.state_task_service_unsupported import (  # noqa: E501
     StateTaskServiceUnsupported,
 )
+from moto.stepfunctions.parser.asl.component.state.fail import state_fail
 from moto.stepfunctions.parser.asl.eval.event.event_detail import EventDetails
 from moto.stepfunctions.parser.asl.jsonata import jsonata as asl_jsonata
 from moto.stepfunctions.parser.asl.utils import boto_client, json_path
@@ -124,11 +127,9 @@ class TrainingTask(StateTaskServiceUnsupported):
         return super()._from_error(env=env, ex=ex)
 
     def _failure(self, env: Any, error: str, cause: str) -> FailureEvent:
-        task_failed = StatesErrorNameType.StatesTaskFailed
-        known = error == task_failed.to_name()
         return FailureEvent(
             env=env,
-            error_name=StatesErrorName(typ=task_failed) if known else CustomErrorName(error),
+            error_name=_error_name(error),
             event_type=HistoryEventType.TaskFailed,
             event_details=EventDetails(
                 taskFailedEventDetails=TaskFailedEventDetails(
@@ -141,6 +142,13 @@ class TrainingTask(StateTaskServiceUnsupported):
         )
 
 
+def _error_name(error_name: str | None) -> StatesErrorName | CustomErrorName:
+    """An error by its name, one of the language's own or any other."""
+    if error_name is not None and error_name.startswith("States."):
+        return StatesErrorName(typ=StatesErrorNameType.from_name(error_name))
+    return CustomErrorName(error_name)
+
+
 def install(endpoint: str) -> None:
     """Correct moto's interpreter and let its tasks call the AWS at `endpoint`."""
     default_user_config["stepfunctions"]["execute_state_machine"] = True  # else executions only pretend
@@ -150,6 +158,9 @@ def install(endpoint: str) -> None:
     # Without a callback endpoint every glue .sync task ends in 'NoneType' has no attribute 'interrupt_all'.
     state_task_service_glue._SUPPORTED_INTEGRATION_PATTERNS.add(ResourceCondition.WaitForTaskToken)
     asl_jsonata._eval_jsonata = _evaluated  # moto wants a Java library for it
+    # A branch or Fail state that passes on States.TaskFailed broke the execution, and the reason was lost.
+    for module in (branches_decl, iteration_worker, state_fail):
+        module.CustomErrorName = _error_name
     models.StepFunctionsParserBackend.start_execution = _named(
         models.StepFunctionsParserBackend.start_execution
     )

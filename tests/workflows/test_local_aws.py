@@ -173,6 +173,30 @@ class TestWorkflow:
         run = json.loads(execution["cause"])
         assert (run["JobRunState"], run["ErrorMessage"]) == ("FAILED", "the landing zone is empty")
 
+    def test_a_branch_that_fails_keeps_its_reason(self, aws: Started, outputs: dict[str, str]) -> None:
+        """A job that fails beside another branch is caught as a failed task, with the words of its script."""
+        output = f"s3://{outputs['BucketName']}/training/both/"
+        job = {"JobName": outputs["JobName"], "Arguments": {"--fail": "yes", "--output": output}}
+        task = {"Type": "Task", "Resource": "arn:aws:states:::glue:startJobRun.sync", "Parameters": job}
+        branches = [
+            {"StartAt": "Count", "States": {"Count": {**task, "End": True}}},
+            {"StartAt": "Nothing", "States": {"Nothing": {"Type": "Pass", "End": True}}},
+        ]
+        caught = {"ErrorEquals": ["States.TaskFailed"], "ResultPath": "$.error", "Next": "Failed"}
+        states = {
+            "Both": {"Type": "Parallel", "Branches": branches, "Catch": [caught], "End": True},
+            "Failed": {"Type": "Fail", "ErrorPath": "$.error.Error", "CausePath": "$.error.Cause"},
+        }
+        machine = aws.client("stepfunctions").create_state_machine(
+            name="both",
+            definition=json.dumps({"StartAt": "Both", "States": states}),
+            roleArn="arn:aws:iam::000000000000:role/any",
+        )["stateMachineArn"]
+        execution = executed(aws, machine, {})
+        aws.client("stepfunctions").delete_state_machine(stateMachineArn=machine)
+        assert (execution["status"], execution["error"]) == ("FAILED", "States.TaskFailed")
+        assert json.loads(execution["cause"])["ErrorMessage"] == "the landing zone is empty"
+
     def test_a_stack_goes_as_it_came(self, aws: Started, outputs: dict[str, str]) -> None:
         """`cdk destroy` removes the stack and its state machine; it is the last test of this stack."""
         with (aws.home / "destroy.log").open("w") as log:
