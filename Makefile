@@ -14,7 +14,7 @@ NPM := $(shell node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 :
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) $(TOOLCHAIN) $(BUNDLES) jars ## create .venv with the pinned tools (first run: about 650 MB to download)
+setup: $(READY) $(TOOLCHAIN) $(BUNDLES) jars ## create .venv with the pinned tools (first run: about 750 MB to download)
 
 demo: setup ## the whole platform on this machine: deploy, events, training, recommendations, the page
 	$(BIN)/narrows demo $(DEMO_ARGS)
@@ -66,5 +66,6 @@ $(BUNDLES): requirements/lambda.txt requirements/lambda-libraries.txt $(TOOLCHAI
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m cdk_app.bundling >/dev/null
 	@touch $@
 
-jars: $(READY) # set-up 5/5: Iceberg for Spark, kept in the user's cache folder for all checkouts
+jars: $(READY) # set-up 5/5: Iceberg for Spark, and OpenSearch; kept in the user's cache folder for all checkouts
 	@$(BIN)/python -m localcloud.jars
+	@$(BIN)/python -m localcloud.opensearch --check || true

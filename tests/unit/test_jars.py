@@ -1,9 +1,9 @@
-"""Iceberg's jar: fetched once, kept for all checkouts, and only if it is the file that was pinned."""
+"""Java libraries: fetched once, kept for all checkouts, and only if they are the files that were pinned."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +22,10 @@ def ivy(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes | None], list[str]]:
     asked: list[str] = []
 
     def bring(content: bytes | None) -> list[str]:
-        def resolve(jar: jars.Jar, scratch: Path, _: object) -> str:
-            asked.append(jar.name)
-            if content is not None:
-                (scratch / jar.name).write_bytes(content)
+        def resolve(wanted: Sequence[jars.Jar], scratch: Path, _: object) -> str:
+            asked.extend(jar.name for jar in wanted)
+            for jar in wanted if content is not None else ():
+                (scratch / jar.name).write_bytes(content or b"")
             return "UNRESOLVED DEPENDENCY"
 
         monkeypatch.setattr(jars, "_resolve", resolve)
@@ -39,10 +39,31 @@ def test_it_is_fetched_once_into_the_users_cache(
 ) -> None:
     """The second time nothing is asked for, and nothing but the jar is left in the folder."""
     asked, environment = ivy(CONTENT), {"XDG_CACHE_HOME": str(tmp_path)}
-    path = fetch(PINNED, lambda _: None, environment)
-    assert fetch(PINNED, lambda _: None, environment) == path == kept(PINNED, environment)
+    (path,) = fetch([PINNED], lambda _: None, environment)
+    assert fetch([PINNED], lambda _: None, environment) == [path] == [kept(PINNED, environment)]
     assert asked == [PINNED.name]
     assert list((tmp_path / "narrows" / "jars").iterdir()) == [path]
+
+
+def test_only_what_is_not_there_is_asked_for(
+    tmp_path: Path, ivy: Callable[[bytes | None], list[str]]
+) -> None:
+    """Of two, one was fetched before."""
+    asked, environment = ivy(CONTENT), {"XDG_CACHE_HOME": str(tmp_path)}
+    other = replace(PINNED, artifact="other", kind="zip")
+    fetch([PINNED], lambda _: None, environment)
+    paths = fetch([PINNED, other], lambda _: None, environment)
+    assert [path.name for path in paths] == [PINNED.name, other.name]
+    assert asked == [PINNED.name, other.name]
+
+
+def test_opensearch_is_pinned_whole() -> None:
+    """Core and plugin of one version, each file with its size and checksum, none twice."""
+    pinned = jars.opensearch()
+    named = {jar.name: jar for jar in pinned}
+    assert len(named) == len(pinned) == 77
+    assert {"opensearch-2.19.1.jar", "opensearch-knn-2.19.1.0.zip"} <= named.keys()
+    assert all(len(jar.sha256) == 64 and jar.size > 0 for jar in pinned)
 
 
 def test_another_file_never_gets_its_name(tmp_path: Path, ivy: Callable[[bytes | None], list[str]]) -> None:
@@ -50,7 +71,7 @@ def test_another_file_never_gets_its_name(tmp_path: Path, ivy: Callable[[bytes |
     ivy(b"something else")
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     with pytest.raises(JarMissing, match=r"another file, with sha256 [0-9a-f]{64}; run `make setup`"):
-        fetch(PINNED, lambda _: None, environment)
+        fetch([PINNED], lambda _: None, environment)
     assert list((tmp_path / "narrows" / "jars").iterdir()) == []
 
 
@@ -61,7 +82,7 @@ def test_without_a_network_the_way_by_hand_is_told(
     ivy(None)
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     with pytest.raises(JarMissing, match="UNRESOLVED DEPENDENCY") as told:
-        fetch(PINNED, lambda _: None, environment)
+        fetch([PINNED], lambda _: None, environment)
     path = tmp_path / "narrows" / "jars" / PINNED.name
     assert str(path) in str(told.value)
     assert PINNED.sha256 in str(told.value)

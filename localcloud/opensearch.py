@@ -1,0 +1,113 @@
+"""A real OpenSearch 2.19.1 with the k-NN plugin on this machine: one node, its own home, ports and data.
+
+    python -m localcloud.opensearch --home .narrows/opensearch --port 9200
+
+This process becomes the node. It needs the jars of `localcloud.jars` and a whole JDK, 11 to 23: a plain Java
+runtime can neither run the node from its source nor analyse text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from localcloud import jars
+from localcloud.jars import JarMissing
+from narrows.errors import NarrowsError
+
+SOURCE = Path(__file__).with_name("OpenSearchNode.java")
+HEAP_MB = 512
+OLDEST_JDK, NEWEST_JDK = 11, 23
+FLAGS = (
+    "-Djava.awt.headless=true",
+    "-Dlog4j2.disable.jmx=true",
+    "-Dlog4j.shutdownHookEnabled=false",
+    "-Dio.netty.noUnsafe=true",
+    "-Dio.netty.noKeySetOptimization=true",
+    "-Dio.netty.recycler.maxCapacityPerThread=0",
+    "-XX:+UseSerialGC",
+)
+SOON_READY = {"JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1"}
+"""Java's first compiler alone, as a variable: half the work of a start, and enough for small indexes."""
+
+
+class JdkMissing(NarrowsError):
+    """There is no JDK on this machine that OpenSearch runs on."""
+
+
+def command(home: Path, port: int, environment: Mapping[str, str], heap_mb: int = HEAP_MB) -> list[str]:
+    """The command that starts a node, port 0 for a free one; JarMissing or JdkMissing where it cannot."""
+    scratch = home / "tmp"
+    return [
+        str(java(environment)), f"-Xms{heap_mb}m", f"-Xmx{heap_mb}m", f"-Djava.io.tmpdir={scratch}", *FLAGS,
+        "-cp", os.pathsep.join(map(str, _class_path(environment))), str(SOURCE), str(home), str(port),
+    ]  # fmt: skip
+
+
+def java(environment: Mapping[str, str]) -> Path:
+    """The `java` of a whole JDK: that of JAVA_HOME, else the one on the path."""
+    home = environment.get("JAVA_HOME")
+    looked = [Path(home) / "bin" / "javac"] if home else []
+    on_path = shutil.which("javac", path=environment.get("PATH"))
+    looked += [Path(on_path).resolve()] if on_path else []
+    found = [f"{path} is version {_version(path)}" for path in looked if path.is_file()]
+    for path in looked:
+        if path.is_file() and OLDEST_JDK <= _version(path) <= NEWEST_JDK:
+            return path.with_name("java")
+    raise JdkMissing(
+        f"OpenSearch needs a whole JDK, version {OLDEST_JDK} to {NEWEST_JDK}, and there is "
+        f"{'; '.join(found) or 'no javac'}: install one (Debian: apt-get install openjdk-17-jdk-headless) "
+        "or set JAVA_HOME to it"
+    )
+
+
+def _version(javac: Path) -> int:
+    """Its major version; 0 where it cannot say, as the stand-in of a system without a JDK."""
+    said = subprocess.run([javac, "-version"], capture_output=True, text=True, check=False)
+    number = re.search(r"javac (\d+)", said.stdout + said.stderr)
+    return int(number[1]) if number else 0
+
+
+def _class_path(environment: Mapping[str, str]) -> list[Path]:
+    """Core and plugin; the plugin's own jars lie in its zip, and are taken out once."""
+    pinned = [jars.kept(jar, environment) for jar in jars.opensearch()]
+    (plugin,) = (path for path in pinned if path.suffix == ".zip")
+    inside = plugin.with_suffix("")
+    if not inside.is_dir():
+        with tempfile.TemporaryDirectory(dir=plugin.parent) as scratch, zipfile.ZipFile(plugin) as archive:
+            archive.extractall(Path(scratch) / "plugin")
+            (Path(scratch) / "plugin").rename(inside)
+    return [*(path for path in pinned if path != plugin), *sorted(inside.glob("*.jar"))]
+
+
+def main() -> None:
+    """Become an OpenSearch node; it writes one line of JSON when it is ready, with its port."""
+    parser = argparse.ArgumentParser(prog="localcloud.opensearch", description=main.__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="say on which JDK it would run, and start nothing"
+    )
+    parser.add_argument("--home", type=Path, default=Path(".narrows/opensearch"), help="its data and logs")
+    parser.add_argument("--port", type=int, default=0, help="0: one that is free")
+    parser.add_argument("--heap-mb", type=int, default=HEAP_MB)
+    arguments = parser.parse_args()
+    try:
+        if arguments.check:
+            print(f"OpenSearch would run on {java(os.environ)}")  # noqa: T201  # that is what was asked
+            return
+        line = command(arguments.home, arguments.port, os.environ, arguments.heap_mb)
+    except (JarMissing, JdkMissing) as error:
+        sys.exit(str(error))
+    (arguments.home / "tmp").mkdir(parents=True, exist_ok=True)
+    os.execv(line[0], line)  # noqa: S606  # no shell: these are our words and the machine's JDK
+
+
+if __name__ == "__main__":
+    main()
