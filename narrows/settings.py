@@ -14,6 +14,7 @@ from narrows.errors import Problem, SettingsError
 from narrows.features.checks import check
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.feature_file import read_features
+from narrows.index_settings import IndexSettings, read_index
 from narrows.quality import Quality, read_quality
 from narrows.toml_reading import Table, choose, read_json_texts, read_toml
 
@@ -154,6 +155,7 @@ class App:
     static_items: tuple[str, ...]
     bots: Bots
     quality: Quality
+    index: IndexSettings
 
 
 def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
@@ -168,6 +170,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     training = _training(app.table("training"))
     bots = _bots(app.table("bots", required=False))
     quality = read_quality(app.table("quality", required=False))
+    index = read_index(app.table("index", required=False))
     app.finish()
     features = read_features(read_toml(path / "features.toml", problems), events)
     rules = _rules(read_toml(path / "rules.toml", problems), freshness)
@@ -190,6 +193,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
         static_items=static_items,
         bots=bots,
         quality=quality,
+        index=index,
     )
 
 

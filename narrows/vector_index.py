@@ -10,13 +10,12 @@ from typing import Protocol
 import numpy as np
 
 from narrows.errors import InvalidInput, NarrowsError
+from narrows.index_settings import FILTERS as FILTERS
 from narrows.retrieval import Floats, Rows
 
 Attributes = Mapping[str, Sequence[Sequence[str]]]
 """Filter -> for each vector the values that it has: `{"region": [("DE", "AT"), ("US",)], ...}`."""
 NO_ATTRIBUTES: Attributes = MappingProxyType({})
-FILTERS = ("region", "category", "seller")
-"""What changes seldom enough to be filtered inside the search; stock does not, and is the gate's."""
 MOST_RESULTS = 10_000
 IS_LIVE = "it is the live one; promote another before it is dropped"
 IS_WHOLE = "it is finished; change it by upsert and delete, or drop it first"

@@ -10,9 +10,9 @@ import pytest
 from pytest_socket import socket_allow_hosts
 
 from tests import servers
-from tests.servers import dynamodb_local, ministack, moto
+from tests.servers import dynamodb_local, ministack, moto, opensearch
 
-__all__ = ["dynamodb_local", "ministack", "moto"]
+__all__ = ["dynamodb_local", "ministack", "moto", "opensearch"]
 
 PROGRAMS = {"spark": "Spark", "local": "the local cloud", "browser": "Chromium"}
 LOOPBACK = ["127.0.0.1", "localhost", "::1"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +23,10 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from localcloud.opensearch import SOON_READY
+from localcloud.processes import end, ready_line, spawn
+from narrows.index_settings import Engine
+
 ROOT = Path(__file__).resolve().parent.parent
 REGION = "us-east-1"
 START_WITHIN_S = 60.0
@@ -33,7 +39,12 @@ used: Counter[str] = Counter()
 """Server -> how many tests ran against it."""
 
 
-NAMES = {"moto": "moto", "ministack": "MiniStack", "dynamodb_local": "DynamoDB Local"}
+NAMES = {
+    "moto": "moto",
+    "ministack": "MiniStack",
+    "dynamodb_local": "DynamoDB Local",
+    "opensearch": "OpenSearch",
+}
 AWS = [pytest.param("moto"), pytest.param("ministack", marks=pytest.mark.local)]
 DYNAMODB = [*AWS, pytest.param("dynamodb_local", marks=pytest.mark.local)]
 
@@ -43,6 +54,12 @@ def on(request: pytest.FixtureRequest) -> Aws:
     aws: Aws = request.getfixturevalue(request.param)
     used[aws.name] += 1
     return aws
+
+
+def in_process(name: str, what: str) -> None:
+    """Note one more test of something that needs no server, so that the summary names it too."""
+    started[name] = f"{what}, in process"
+    used[name] += 1
 
 
 def unavailable(server: str, reason: str) -> None:
@@ -126,6 +143,57 @@ def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
     with mock_aws():
         started["moto"] = "in process"
         yield Aws("moto", None)
+
+
+class OpenSearchNode:
+    """An OpenSearch node of this machine: its own home and port, which outlive its process."""
+
+    engine: Engine = "lucene"  # the only one whose libraries are on Maven Central
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers; what the log says last where it does not."""
+        log = self._home / "node.log"
+        offset = log.stat().st_size if log.exists() else 0
+        arguments = ["--home", str(self._home), "--port", str(self._port)]
+        environment = _without_aws(os.environ) | SOON_READY
+        self._process = spawn("localcloud.opensearch", arguments, log=log, environment=environment, cwd=ROOT)
+        until = time.monotonic() + START_WITHIN_S
+        while ready_line(log, offset) is None:
+            if self._process.poll() is not None or time.monotonic() > until:
+                self.stop()
+                unavailable("OpenSearch", log.read_bytes()[-500:].decode(errors="replace").strip())
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """As a machine that fails: no warning, no farewell."""
+        if self._process:
+            self._process.send_signal(signal.SIGKILL)
+            self.stop()
+
+    def stop(self) -> None:
+        """End it, whatever became of it."""
+        if self._process:
+            end(self._process)
+
+
+@pytest.fixture(scope="session")
+def opensearch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSearchNode]:
+    """The real OpenSearch with its k-NN plugin, in a process of its own; it ends with the session."""
+    node = OpenSearchNode(tmp_path_factory.mktemp("opensearch"))
+    node.start()
+    try:
+        with urllib.request.urlopen(node.url, timeout=10) as answer:
+            version = json.load(answer)["version"]["number"]
+        started["OpenSearch"] = f"{version}, k-NN engine {node.engine}, {node.url}"
+        yield node
+    finally:
+        node.stop()
 
 
 def credentials(monkeypatch: pytest.MonkeyPatch, endpoint: str | None) -> None:

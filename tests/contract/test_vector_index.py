@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Iterator
+from importlib import metadata
 
 import numpy as np
 import pytest
 
 from narrows.adapters.faiss import FaissVectorIndex
 from narrows.adapters.memory_vectors import MemoryIndexVersions, MemoryVectorIndex
+from narrows.adapters.opensearch import OpenSearchIndexVersions, connect
 from narrows.errors import InvalidInput
+from narrows.index_settings import IndexSettings
 from narrows.retrieval import Floats, Rows
 from narrows.vector_index import IndexGone, IndexVersions, VectorIndex, Where
+from tests import servers
+from tests.servers import OpenSearchNode
 
 DIMENSION = 8
+NUMBERS = itertools.count()
+FAISS = f"faiss {metadata.version('faiss-cpu')}"
 
 
 def unit(count: int, seed: int = 0, dimension: int = DIMENSION) -> Floats:
@@ -201,7 +210,7 @@ class IndexVersionsContract:
             versions.create("v1", DIMENSION)
 
     def test_the_next_takes_over_with_no_empty_moment(self, versions: IndexVersions) -> None:
-        """Whoever asks without pause finds the old answer or the new one, through ten promotions."""
+        """Whoever asks without pause finds the old answer or the new one, through five promotions."""
         fill(versions, "v0", 0)
         stop, found = threading.Event(), []
 
@@ -212,14 +221,14 @@ class IndexVersionsContract:
 
         asking = threading.Thread(target=ask)
         asking.start()
-        for number in range(1, 11):
+        for number in range(1, 6):
             fill(versions, f"v{number}", number)
         stop.set()
         asking.join()
         assert {(version, f"v{row}") for version, row in found} == {
             (version, version) for version, _ in found
         }
-        assert versions.open().version == "v10"
+        assert versions.open().version == "v5"
 
 
 def fill(versions: IndexVersions, version: str, row: int) -> None:
@@ -233,6 +242,7 @@ def fill(versions: IndexVersions, version: str, row: int) -> None:
 class TestMemory(VectorIndexContract):
     @pytest.fixture
     def index(self) -> VectorIndex:
+        servers.in_process("memory vector index", "exact, the oracle")
         return MemoryVectorIndex("v1", DIMENSION)
 
 
@@ -251,6 +261,7 @@ class TestEmbeddedVersions(IndexVersionsContract):
 class TestEmbeddedExact(VectorIndexContract):
     @pytest.fixture
     def index(self) -> VectorIndex:
+        servers.in_process("embedded vector index", FAISS)
         return FaissVectorIndex("v1", DIMENSION)
 
 
@@ -259,4 +270,43 @@ class TestEmbeddedLists(VectorIndexContract):
 
     @pytest.fixture
     def index(self) -> VectorIndex:
+        servers.in_process("embedded vector index", FAISS)
         return FaissVectorIndex("v1", DIMENSION, exact_below=16, fresh_at_most=4, recall=1.0)
+
+
+@pytest.fixture
+def of_opensearch(opensearch: OpenSearchNode) -> Iterator[OpenSearchIndexVersions]:
+    """The versions of an app that no other test knows, in the real server; they are deleted afterwards."""
+    client = connect(opensearch.url, timeout_s=20.0)
+    name = f"contract-{next(NUMBERS)}"
+    settings = IndexSettings(replicas=0).on(opensearch.engine)
+    yield OpenSearchIndexVersions(client, name, settings, search_s=20.0)
+    client.indices.delete(index=f"{name}-*")
+    client.close()
+
+
+@pytest.mark.local
+class TestOpenSearchHalfBuilt(VectorIndexContract):
+    """A build fills the main part."""
+
+    @pytest.fixture
+    def index(self, of_opensearch: OpenSearchIndexVersions) -> VectorIndex:
+        return of_opensearch.create("v1", DIMENSION)
+
+
+@pytest.mark.local
+class TestOpenSearchLive(VectorIndexContract):
+    """Changes go to the fresh part."""
+
+    @pytest.fixture
+    def index(self, of_opensearch: OpenSearchIndexVersions) -> VectorIndex:
+        of_opensearch.create("v1", DIMENSION)
+        of_opensearch.promote("v1")
+        return of_opensearch.open("v1")
+
+
+@pytest.mark.local
+class TestOpenSearchVersions(IndexVersionsContract):
+    @pytest.fixture
+    def versions(self, of_opensearch: OpenSearchIndexVersions) -> IndexVersions:
+        return of_opensearch

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from narrows.errors import SettingsError
+from narrows.index_settings import IndexSettings
 from narrows.settings import environment, load_app
 from narrows.toml_reading import duration_s
 
@@ -267,3 +268,33 @@ def test_what_is_too_fast_for_a_person_is_declared(app_dir: Path) -> None:
     assert load_app(APPS / "media").bots.events_per_minute == 120.0
     spoil(app_dir, "app.toml", "events_per_minute = 90", "events_per_minute = 0")
     assert problems(app_dir) == ["app.toml: bots.events_per_minute = 0: write a number of 1 or more"]
+
+
+def test_how_vectors_lie_in_opensearch_is_declared(app_dir: Path) -> None:
+    """Engine, space, numbers and the graph's parameters are the app's; without them there are defaults."""
+    assert load_app(app_dir).index == IndexSettings()
+    written = (
+        'name = "megashop"\n[index]\nengine = "faiss"\nspace = "innerproduct"\nnumbers = "fp16"\nm = 24\n'
+        'ef_construction = 256\nef_search = 400\nshards = 6\nfilters = ["region"]\n'
+    )
+    spoil(app_dir, "app.toml", 'name = "megashop"\n', written)
+    settings = load_app(app_dir).index
+    assert settings == IndexSettings("faiss", "innerproduct", "fp16", 24, 256, 400, 6, 1, ("region",))
+    assert settings.on("lucene").numbers == "float"
+
+
+def test_what_no_engine_can_do_is_refused(app_dir: Path) -> None:
+    """Half precision in lucene, a filter with a name of ours, a space of another measure."""
+    written = (
+        'name = "megashop"\n[index]\nengine = "lucene"\nspace = "l2"\nnumbers = "fp16"\nm = 1\n'
+        'filters = ["vector"]\n'
+    )
+    spoil(app_dir, "app.toml", 'name = "megashop"\n', written)
+    told = "\n".join(problems(app_dir))
+    for expected in (
+        "index.space = 'l2': choose one of cosinesimil, innerproduct",
+        "index.m = 1: write a whole number of 2 to 100",
+        "index.filters = 'vector': name it in lower-case letters",
+        "index.numbers = 'fp16': engine lucene has float and byte",
+    ):
+        assert expected in told

@@ -1,0 +1,65 @@
+"""How an app's vectors lie in OpenSearch, as `[index]` in app.toml says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+from narrows.toml_reading import Table
+
+Engine = Literal["faiss", "lucene"]
+Space = Literal["innerproduct", "cosinesimil"]
+Numbers = Literal["float", "fp16", "byte"]
+
+FILTERS = ("region", "category", "seller")
+"""What changes seldom enough to be filtered inside the search; stock does not, and is the gate's."""
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """The graph's parameters by their names in OpenSearch; `numbers` is what a vector is stored as.
+
+    A search looks at `ef_search` vectors of each segment, or at as many as it is asked for, if that is more.
+    Under `cosinesimil` scores are cosines. Bytes are scaled to the first vectors that come.
+    """
+
+    engine: Engine = "faiss"
+    space: Space = "innerproduct"
+    numbers: Numbers = "float"
+    m: int = 16
+    ef_construction: int = 128
+    ef_search: int = 256
+    shards: int = 1
+    replicas: int = 1
+    filters: tuple[str, ...] = FILTERS
+
+    def on(self, engine: Engine) -> IndexSettings:
+        """The same on another engine; lucene has no half-precision numbers, and gets whole ones."""
+        numbers = "float" if engine == "lucene" and self.numbers == "fp16" else self.numbers
+        return replace(self, engine=engine, numbers=numbers)
+
+
+def read_index(table: Table) -> IndexSettings:
+    """The settings of a table; what is not written keeps its default."""
+    kept = IndexSettings()
+    settings = IndexSettings(
+        engine=cast(Engine, table.text("engine", kept.engine, known=("faiss", "lucene"))),
+        space=cast(Space, table.text("space", kept.space, known=("innerproduct", "cosinesimil"))),
+        numbers=cast(Numbers, table.text("numbers", kept.numbers, known=("float", "fp16", "byte"))),
+        m=table.whole("m", kept.m, low=2, high=100),
+        ef_construction=table.whole("ef_construction", kept.ef_construction, low=2, high=4096),
+        ef_search=table.whole("ef_search", kept.ef_search, low=1, high=10_000),
+        shards=table.whole("shards", kept.shards, low=1, high=1024),
+        replicas=table.whole("replicas", kept.replicas, low=0, high=10),
+        filters=table.texts("filters", kept.filters),
+    )
+    for one in settings.filters:
+        if one == "vector" or not re.fullmatch(r"[a-z][a-z0-9_]*", one):
+            table.problem("filters", one, "name it in lower-case letters, digits and _, and not 'vector'")
+    if settings.engine == "lucene" and settings.numbers == "fp16":
+        table.problem("numbers", "fp16", "engine lucene has float and byte; choose one, or engine faiss")
+    if (settings.engine, settings.numbers, settings.space) == ("faiss", "byte", "cosinesimil"):
+        table.problem("space", "cosinesimil", "engine faiss compares bytes by innerproduct alone")
+    table.finish()
+    return settings
