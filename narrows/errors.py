@@ -71,7 +71,14 @@ class StoreUnavailable(NarrowsError):
 
 
 class Conflict(NarrowsError):
-    """Somebody else wrote first: the conditional write was refused and nothing was changed."""
+    """Somebody else wrote first: the conditional write was refused and nothing was changed.
+
+    Of several writes `places` are those that came too late, empty where the store does not tell.
+    """
+
+    def __init__(self, message: str = "", places: Sequence[int] = ()) -> None:
+        self.places = tuple(places)
+        super().__init__(message)
 
 
 def _shown(value: object, limit: int = 80) -> str:

@@ -21,7 +21,8 @@ from narrows.features.registry import FeatureSet
 from narrows.features.stream import update_features
 from narrows.settings import environment, load_app
 
-WRITERS = 16
+WRITERS = 8
+"""Calls in flight: as many as keep one core busy while each waits for DynamoDB; more only take turns."""
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,14 @@ class MemoryStateStore:
         now = self._clock()
         rows = {one.key: self._row(one, now) for one in writes}
         with self._lock:
-            for one in writes:
-                stored, _, expires_at = self._rows.get(one.key, (0, b"", 0.0))
-                if one.expected_version != (stored if expires_at > now else 0):
-                    raise Conflict(f"state {one.key}: version {one.expected_version} was expected")
+            lost = [at for at, one in enumerate(writes) if one.expected_version != self._stands(one, now)]
+            if lost:
+                raise Conflict(f"{len(lost)} of {len(writes)} states have other versions by now", lost)
             self._rows.update(rows)
+
+    def _stands(self, write: Write, now: float) -> int:
+        version, _, expires_at = self._rows.get(write.key, (0, b"", 0.0))
+        return version if expires_at > now else 0
 
     def _row(self, write: Write, now: float) -> tuple[int, bytes, float]:
         version = write.expected_version + 1

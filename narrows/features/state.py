@@ -74,7 +74,7 @@ class StateStore(Protocol):
         """Store as version `expected_version` + 1; Conflict when another version stands there, 0 for none."""
 
     def put_all(self, writes: Sequence[Write]) -> None:
-        """Store all or none, at most 100 of distinct keys; Conflict when one meets another version."""
+        """Store all or none, at most 100 of distinct keys; Conflict names those that met another version."""
 
 
 def fold(

@@ -9,8 +9,8 @@ import pytest
 from narrows.adapters.dynamodb import DynamoStateStore
 from narrows.adapters.memory import MemoryStateStore
 from narrows.errors import Conflict, StoreUnavailable
+from narrows.features.rounds import LARGEST_GROUP
 from narrows.features.state import ITEM_RETENTION_S, StateStore, VisitorState, Write
-from narrows.features.stream import LARGEST_GROUP
 from tests.contract.tables import create_table
 from tests.servers import DYNAMODB, on
 
@@ -99,9 +99,10 @@ class StateStoreContract:
         store.put("u#a", known(), 0)
         store.put("u#b", known(), 0)
         writes = [Write("u#a", known(9), stale), Write("u#b", known(9), 1), Write("u#c", known(9), 0)]
-        for order in (writes, writes[::-1]):
-            with pytest.raises(Conflict):
+        for order, place in ((writes, 0), (writes[::-1], 2)):
+            with pytest.raises(Conflict) as refused:
                 store.put_all(order)
+            assert refused.value.places == (place,)
         states = store.get_many(["u#a", "u#b", "u#c"])
         assert {key: state.ring for key, state in states.items()} == {"u#a": (1,), "u#b": (1,)}
 
@@ -110,6 +111,15 @@ class StateStoreContract:
         keys = [f"s#{number}" for number in range(LARGEST_GROUP)]
         store.put_all([Write(key, known(), 0) for key in keys])
         assert set(store.get_many(keys)) == set(keys)
+
+    def test_all_stale_writes_of_a_transaction_are_named(self, store: StateStore) -> None:
+        """By their places, so that only what lost is read and folded again."""
+        for key in ("u#a", "u#c"):
+            store.put(key, known(), 0)
+        writes = [Write(key, known(2), expected) for key, expected in (("u#a", 0), ("u#b", 0), ("u#c", 7))]
+        with pytest.raises(Conflict) as refused:
+            store.put_all(writes)
+        assert refused.value.places == (0, 2)
 
     def test_an_expired_state_is_absent_in_a_transaction_too(self, store: StateStore, clock: Clock) -> None:
         """It may be replaced as one that never was; who still counts on it is refused."""

@@ -14,8 +14,8 @@ from narrows.adapters.memory import MemoryStateStore
 from narrows.events import Event, session_key, user_key
 from narrows.features.login import StateFeatures, advance
 from narrows.features.registry import FeatureSet
+from narrows.features.rounds import LARGEST_GROUP
 from narrows.features.state import RING, Arrival, VisitorState, Write
-from narrows.features.stream import LARGEST_GROUP
 from narrows.visitor import Visitor, as_one
 from tests.stream_model import T0, Poller, Shards, Tape, declared
 
