@@ -29,9 +29,12 @@ class IdIndex:
     order: Rows
 
     @classmethod
-    def build(cls, ids: Sequence[str], first: int = 0) -> IdIndex:
-        """Index the ids; InvalidInput for an id that is empty, too long, twice, or holds a NUL."""
-        encoded = [encode(one) for one in ids]
+    def build(cls, ids: Sequence[str | None], first: int = 0) -> IdIndex:
+        """Index the ids; InvalidInput for an id that is empty, too long, twice, or holds a NUL.
+
+        None stands for a row without an item: it is never found, and its id reads as "".
+        """
+        encoded = [b"" if one is None else encode(one) for one in ids]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
         blob = np.frombuffer(b"".join(encoded), np.uint8)
@@ -67,7 +70,10 @@ class IdIndex:
             open_ = open_[inside & (self.hashes[np.minimum(at[open_], len(self) - 1)] == hashes[open_])]
             places = self.order[at[open_]]
             same = np.fromiter(
-                (self._bytes(place) == encoded[one] for place, one in zip(places, open_, strict=True)),
+                (
+                    bool(encoded[one]) and self._bytes(place) == encoded[one]
+                    for place, one in zip(places, open_, strict=True)
+                ),
                 np.bool_,
                 len(open_),
             )
@@ -77,7 +83,7 @@ class IdIndex:
         return rows
 
     def id_of(self, row: int) -> str:
-        """The id of a row of this index."""
+        """The id of a row of this index, "" where the row has no item."""
         return self._bytes(row - self.first).decode()
 
     def _bytes(self, place: int) -> bytes:
@@ -127,9 +133,9 @@ def _block_hashes(encoded: Sequence[bytes]) -> Hashes:
     return _mixed(total)
 
 
-def _refuse_twins(index: IdIndex, ids: Sequence[str]) -> None:
+def _refuse_twins(index: IdIndex, ids: Sequence[str | None]) -> None:
     repeated = np.flatnonzero(index.hashes[1:] == index.hashes[:-1])
     for place in repeated.tolist():
         left, right = int(index.order[place]), int(index.order[place + 1])
-        if ids[left] == ids[right]:
+        if ids[left] is not None and ids[left] == ids[right]:
             raise InvalidInput("item_id", ids[left], "give every item once")

@@ -14,7 +14,7 @@ from narrows.retrieval import Rows
 from narrows.settings import Rule
 from narrows.snapshot import ItemSnapshot
 
-ChangeKind = Literal["stock", "region", "block"]
+ChangeKind = Literal["stock", "region", "block", "deleted"]
 Value = bool | tuple[str, ...]
 Bits = NDArray[np.bool_]
 RowsOf = Callable[[Sequence[str]], Rows]
@@ -28,7 +28,8 @@ class Change:
     """One fact about an item, from `at` (epoch seconds) on.
 
     `value` by kind: "stock" True for in stock; "block" True for blocked; "region" the regions where it may
-    not be shown. The log gives the version when it appends; until then it is 0.
+    not be shown; "deleted" True where the catalogue no longer has it. The log gives the version when it
+    appends; until then it is 0.
     """
 
     kind: ChangeKind
@@ -92,13 +93,14 @@ class PolicyState:
     facts: Mapping[tuple[str, str], Change]
     blocked: Bits
     out_of_stock: Bits
+    deleted: Bits
     restricted: Mapping[str, Bits]
 
     @classmethod
     def empty(cls, rows_of: RowsOf, size: int, sold_in: SoldIn | None = None) -> PolicyState:
         """A state that has never heard from the log: closed rules let nothing pass."""
         none = np.zeros(size, np.bool_)
-        return cls(rows_of, size, sold_in or SoldIn.everywhere(size), 0, NEVER, {}, none, none, {})
+        return cls(rows_of, size, sold_in or SoldIn.everywhere(size), 0, NEVER, {}, none, none, none, {})
 
     @classmethod
     def over(cls, snapshot: ItemSnapshot) -> PolicyState:
@@ -136,18 +138,26 @@ class PolicyState:
 def _drawn(state: PolicyState, changes: Sequence[Change]) -> PolicyState:
     """`state` with new bitmaps in which these changes are drawn; the old bitmaps stay as they are."""
     rows = state.rows_of([change.item_id for change in changes])
-    blocked, out_of_stock = state.blocked.copy(), state.out_of_stock.copy()
+    drawn = {
+        "block": state.blocked.copy(),
+        "stock": state.out_of_stock.copy(),
+        "deleted": state.deleted.copy(),
+    }
     restricted = {region: bits.copy() for region, bits in state.restricted.items()}
     for change, row in zip(changes, rows.tolist(), strict=True):
         if not 0 <= row < state.size:
             continue
-        if change.kind == "block":
-            blocked[row] = bool(change.value)
-        elif change.kind == "stock":
-            out_of_stock[row] = not change.value
-        else:
+        if change.kind == "region":
             _restrict(restricted, row, _regions(change.value), state.size)
-    return replace(state, blocked=blocked, out_of_stock=out_of_stock, restricted=MappingProxyType(restricted))
+        else:
+            drawn[change.kind][row] = bool(change.value) is not (change.kind == "stock")
+    return replace(
+        state,
+        blocked=drawn["block"],
+        out_of_stock=drawn["stock"],
+        deleted=drawn["deleted"],
+        restricted=MappingProxyType(restricted),
+    )
 
 
 def _regions(value: Value) -> tuple[str, ...]:
@@ -191,9 +201,11 @@ def gate(
 
     `vouched` rows come from a list that the rules allowed when it was built: every known fact still drops
     them, the age of the facts does not. A drop is counted under the rule's name, under "<name>:stale" when
-    only the age of the data caused it, and under "unknown_item" for a row that the state does not cover.
+    only the age of the data caused it, and under "unknown_item" for a row that the state does not cover or
+    whose item the catalogue no longer has.
     """
     covered = (rows >= 0) & (rows < state.size)
+    covered[covered] = ~state.deleted[rows[covered]]
     names = np.full(len(rows), UNKNOWN_ITEM, object)
     open_ = covered.copy()
     for rule in rules:

@@ -21,7 +21,7 @@ from narrows.toml_reading import Table, choose, read_json_texts, read_toml
 Seed = Literal["history", "item", "cart"]
 After = Literal["closed", "open"]
 
-SOURCE_NAMES = ("als", "covisitation", "popular", "fresh")
+SOURCE_NAMES = ("als", "covisitation", "popular", "fresh", "two_tower", "session")
 RUNGS = ("full", "remembered", "in_process", "last_slate", "segment", "static")
 RULE_NAMES = ("stock", "region", "do_not_show", "blocked")
 LARGEST_LIMIT = 100
@@ -37,7 +37,10 @@ METRICS = re.compile(
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Which item columns play which part; "" and () where the catalogue has no such column."""
+    """Which item columns play which part; "" and () where the catalogue has no such column.
+
+    `stock` tells how many pieces there are: an item with 0 is not shown from the moment it is sent.
+    """
 
     id: str
     text: tuple[str, ...] = ()
@@ -46,6 +49,7 @@ class Catalogue:
     price: str = ""
     time: str = ""
     regions: str = ""
+    stock: str = ""
     attributes: tuple[str, ...] = ()
 
 
@@ -206,6 +210,7 @@ def _catalogue(table: Table) -> Catalogue:
         price=table.text_or_false("price"),
         time=table.text("time", ""),
         regions=table.text("regions", ""),
+        stock=table.text("stock", ""),
         attributes=table.texts("attributes", ()),
     )
     for name in PARTS.intersection(catalogue.attributes):

@@ -2,7 +2,8 @@
 
 A base is a folder: `manifest.json` with version, dtypes and checksums, one `.npy` per column with spare
 lines at the end, and the index of ids. Delta N is one `.npz` next to it that names the version it follows.
-A row, once given to an item, stays the item's.
+A row, once given to an item, stays the item's. Rows are given out before they are published, so one may come
+before those below it: until they follow, these have no item.
 """
 
 from __future__ import annotations
@@ -73,7 +74,25 @@ class ItemSnapshot:
 
     def ids(self, rows: Rows | Sequence[int]) -> list[str]:
         """The id of each row; SnapshotError for a row that no item has."""
-        return [self._index_of(int(row)).id_of(int(row)) for row in rows]
+        ids = [self._index_of(int(row)).id_of(int(row)) for row in rows]
+        if "" in ids:
+            raise SnapshotError(f"row {int(rows[ids.index('')])} has no item yet in version {self.version!r}")
+        return ids
+
+    def ids_by_row(self) -> list[str | None]:
+        """The id of every row below `size`, None for a row without an item."""
+        return [self._index_of(row).id_of(row) or None for row in range(self.size)]
+
+    def holds(self, rows: Rows) -> NDArray[np.bool_]:
+        """Whether each row has an item."""
+        there = (rows >= 0) & (rows < self.size)
+        return np.asarray(
+            [
+                ok and bool(self._index_of(int(row)).id_of(int(row)))
+                for ok, row in zip(there, rows, strict=True)
+            ],
+            np.bool_,
+        )
 
     def take(self, rows: Rows, names: Sequence[str]) -> dict[str, Array]:
         """These columns for these rows; a row of -1 reads as missing: nan, or the code -1."""
@@ -102,11 +121,9 @@ class ItemSnapshot:
                 "apply the deltas in order, or open the newest base"
             )
         _refuse_misfits(delta_path, meta, arrays, self)
-        new_ids: list[str] = meta["new_ids"]
         for name in meta["columns"]:
             self.full[name][arrays["rows"]] = arrays[f"column:{name}"]
-        size = self.size + len(new_ids)
-        known = [self.later_ids.id_of(row) for row in range(self.later_ids.first, self.size)]
+        size = _size_after(self.size, arrays["rows"])
         vocabularies = {
             name: (*words, *meta["words"].get(name, ())) for name, words in self.vocabularies.items()
         }
@@ -116,8 +133,19 @@ class ItemSnapshot:
             size=size,
             columns={name: column[:size] for name, column in self.full.items()},
             vocabularies=vocabularies,
-            later_ids=IdIndex.build([*known, *new_ids], self.later_ids.first) if new_ids else self.later_ids,
+            later_ids=self._with_ids(meta["new_ids"], arrays["rows"], size),
         )
+
+    def _with_ids(self, new_ids: Sequence[str], rows: Rows, size: int) -> IdIndex:
+        """The ids of the rows behind the base with these, which belong to the last of the rows."""
+        if not new_ids:
+            return self.later_ids
+        first = self.later_ids.first
+        ids: list[str | None] = [None] * (size - first)
+        ids[: self.size - first] = [self.later_ids.id_of(row) or None for row in range(first, self.size)]
+        for item_id, row in zip(new_ids, rows[len(rows) - len(new_ids) :].tolist(), strict=True):
+            ids[row - first] = item_id
+        return IdIndex.build(ids, first)
 
     def _index_of(self, row: int) -> IdIndex:
         if not 0 <= row < self.size:
@@ -127,7 +155,7 @@ class ItemSnapshot:
 
 def write_base(
     directory: Path,
-    ids: Sequence[str],
+    ids: Sequence[str | None],
     columns: Mapping[str, Values],
     *,
     version: str,
@@ -136,9 +164,9 @@ def write_base(
 ) -> None:
     """Write a base of these items in this order, with room for `spare` more.
 
-    A column of strings becomes codes, one of lists of strings becomes codes and `<name>_all`; None is
-    missing. A column of which `vocabularies` tells the words holds codes already. The manifest is written
-    last, so an interrupted write leaves nothing that opens.
+    An id of None is a row without an item. A column of strings becomes codes, one of lists of strings becomes
+    codes and `<name>_all`; None is missing. A column of which `vocabularies` tells the words holds codes
+    already. The manifest is written last, so an interrupted write leaves nothing that opens.
     """
     directory.mkdir(parents=True, exist_ok=True)
     index = IdIndex.build(ids)
@@ -210,6 +238,12 @@ def delta_path(directory: Path, number: int) -> Path:
     return directory / f"delta-{number:06d}.npz"
 
 
+def followed(path: Path) -> str:
+    """The version that a delta follows; SnapshotError where it cannot be read."""
+    meta, _ = _read_delta(path)
+    return str(meta["follows"])
+
+
 def write_delta(
     path: Path,
     snapshot: ItemSnapshot,
@@ -218,21 +252,21 @@ def write_delta(
     *,
     version: str,
     vocabularies: Mapping[str, tuple[str, ...]] = NO_WORDS,
+    new_rows: Sequence[int] | None = None,
 ) -> None:
     """Write what changes `snapshot` into `version`: new items, and new values of items that it has.
 
-    Columns are given as to `write_base`. Only they change; a new item reads as missing in the others.
-    SnapshotError when the new items do not fit into the spare lines.
+    Columns are given as to `write_base`. Only they change; a new item reads as missing in the others. New
+    items get the rows behind the last, or `new_rows`, in the order in which they stand among the ids.
+    SnapshotError when they do not fit into the spare lines, or would take another item's row.
     """
     rows = snapshot.rows(ids)
-    fresh = np.flatnonzero(rows < 0)
-    new_ids = [ids[one] for one in fresh.tolist()]
-    if snapshot.size + len(new_ids) > snapshot.capacity:
-        raise SnapshotError(
-            f"version {snapshot.version!r} has room for {snapshot.capacity - snapshot.size} more items, "
-            f"not {len(new_ids)}; write a new base"
-        )
-    rows[fresh] = np.arange(snapshot.size, snapshot.size + len(new_ids), dtype=np.int32)
+    order = np.argsort(rows < 0, kind="stable")  # new items last
+    rows, count = rows[order], int((rows < 0).sum())
+    new_ids = [ids[one] for one in order[len(order) - count :].tolist()]
+    given = np.arange(snapshot.size, snapshot.size + count) if new_rows is None else np.asarray(new_rows)
+    rows[len(rows) - count :] = given
+    _refuse_rows(snapshot, rows, count)
     IdIndex.build(ids)  # refuses an id that is malformed or given twice
     arrays: dict[str, Array] = {"rows": rows}
     words_added: dict[str, tuple[str, ...]] = {}
@@ -245,7 +279,7 @@ def write_delta(
             changed, words = encoded(name, values, known)
         words_added[name] = words[len(known) :]
         for part, array in changed.items():
-            arrays[f"column:{part}"] = _as_stored(snapshot, part, array)
+            arrays[f"column:{part}"] = _as_stored(snapshot, part, array)[order]
     names = sorted(name.removeprefix("column:") for name in arrays if name != "rows")
     meta = {
         "format": FORMAT,
@@ -256,6 +290,22 @@ def write_delta(
         "words": {name: words for name, words in words_added.items() if words},
     }
     _write_zip(path, meta, arrays)
+
+
+def _size_after(size: int, rows: Rows) -> int:
+    return max(size, int(rows.max(initial=-1)) + 1)
+
+
+def _refuse_rows(snapshot: ItemSnapshot, rows: Rows, new: int) -> None:
+    """SnapshotError unless the last `new` rows are free and there is a line for each."""
+    given = rows[len(rows) - new :]
+    if _size_after(snapshot.size, given) > snapshot.capacity:
+        raise SnapshotError(
+            f"version {snapshot.version!r} has room for {snapshot.capacity - snapshot.size} more items, "
+            f"not {max(new, int(given.max()) + 1 - snapshot.size)}; write a new base"
+        )
+    if snapshot.holds(given).any() or len(np.unique(given)) < new or (given < 0).any():
+        raise SnapshotError(f"rows {given.tolist()[:5]} belong to other items; rows are never given twice")
 
 
 def _as_stored(snapshot: ItemSnapshot, name: str, array: Array) -> Array:
@@ -334,8 +384,9 @@ def _read_delta(path: Path) -> tuple[dict[str, Any], dict[str, Array]]:
 def _refuse_misfits(
     path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Array], snapshot: ItemSnapshot
 ) -> None:
-    rows, size = arrays["rows"], snapshot.size + len(meta["new_ids"])
-    fits = size <= snapshot.capacity and (not len(rows) or (rows.min() >= 0 and rows.max() < size))
+    rows, new = arrays["rows"], len(meta["new_ids"])
+    fits = _size_after(snapshot.size, rows) <= snapshot.capacity and (not len(rows) or rows.min() >= 0)
+    fits = fits and new <= len(rows) and not snapshot.holds(rows[len(rows) - new :]).any()
     known = set(meta["columns"]) <= set(snapshot.full)
     if not fits or not known or any(len(array) != len(rows) for array in arrays.values()):
         raise SnapshotError(f"{path}: does not fit version {snapshot.version!r}; open the newest base")

@@ -14,7 +14,9 @@ CHANGES_AT_ONCE = 500
 BYTES_AT_ONCE = 200_000
 FIELDS = ("changes",)
 CHANGE_FIELDS = ("kind", "item_id", "value")
-KINDS: tuple[str, ...] = get_args(ChangeKind)
+KINDS: tuple[str, ...] = tuple(kind for kind in get_args(ChangeKind) if kind != "deleted")
+"""A deletion comes with the item itself: POST /api/items."""
+
 REGIONS_AN_ITEM = 300
 
 

@@ -153,6 +153,17 @@ def test_a_change_may_come_before_its_item(tmp_path: Path) -> None:
     assert bound.version == 1
 
 
+def test_a_deleted_item_is_no_item_of_the_catalogue() -> None:
+    """No rule has to name it, a vouched list does not bring it back, and a return lifts it."""
+    gone = fresh().apply([Change("deleted", ITEMS[1], True, 8)], 8, 0.0)
+    rows = np.array([0, 1], np.int32)
+    for vouched in (False, True):
+        verdict = gate(rows, state=gone, rules=[], context=KNOWN, now=0.0, vouched=vouched)
+        assert verdict.dropped_by == ("", "unknown_item")
+    back = gone.apply([Change("deleted", ITEMS[1], False, 9)], 9, 0.0)
+    assert gate(rows, state=back, rules=[], context=KNOWN, now=0.0).allowed.all()
+
+
 changes = st.builds(
     Change,
     kind=st.sampled_from(["stock", "block"]),

@@ -114,6 +114,41 @@ def test_the_older_snapshot_keeps_its_size(base: Path) -> None:
         first.ids([4])
 
 
+def test_rows_may_come_before_those_below_them(base: Path) -> None:
+    """Row 6 before row 5: until row 4 and 5 follow they have no item, are found by no id, and stay free."""
+    first = open_base(base)
+    write_delta(delta_path(base, 1), first, ["b", "six"], {"price": [1, 6]}, version="v2", new_rows=[4, 6])
+    second = first.apply(delta_path(base, 1))
+    assert (second.size, second.rows(["b", "six", ""]).tolist()) == (7, [4, 6, -1])
+    assert second.holds(np.array([3, 4, 5, 6, 7, -1], np.int32)).tolist() == [1, 1, 0, 1, 0, 0]
+    assert second.ids_by_row()[4:] == ["b", None, "six"]
+    with pytest.raises(SnapshotError, match="row 5 has no item"):
+        second.ids([5])
+    write_delta(delta_path(base, 2), second, ["five"], {"price": [5]}, version="v3", new_rows=[5])
+    third = second.apply(delta_path(base, 2))
+    assert third.ids([4, 5, 6]) == ["b", "five", "six"]
+    assert third.columns["price"].tolist()[4:] == [1.0, 5.0, 6.0]
+
+
+def test_a_row_is_never_given_twice(base: Path) -> None:
+    """Another item's row, the same row for two, and one behind the spare lines are refused."""
+    first = open_base(base)
+    for rows, why in (([3], "never given twice"), ([5, 5], "never given twice"), ([7], "has room for 3")):
+        ids = [f"n{place}" for place in range(len(rows))]
+        with pytest.raises(SnapshotError, match=why):
+            write_delta(
+                delta_path(base, 1), first, ids, {"price": [1] * len(ids)}, version="v2", new_rows=rows
+            )
+
+
+def test_a_base_keeps_rows_without_items(tmp_path: Path) -> None:
+    """What a row that nobody has reads as; the items around it keep their rows."""
+    write_base(tmp_path, ["a", None, "c"], {"price": [1.0, None, 3.0]}, version="v1", spare=0)
+    snapshot = open_base(tmp_path)
+    assert snapshot.rows(["c", "", "a"]).tolist() == [2, -1, 0]
+    assert snapshot.ids_by_row() == ["a", None, "c"]
+
+
 def test_a_delta_out_of_order_is_refused(base: Path) -> None:
     """Delta 2 cannot follow the base, and the error names both versions and the remedy."""
     first = open_base(base)
