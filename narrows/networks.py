@@ -1,0 +1,164 @@
+"""Forward passes of the learned models: pure functions over arrays, with the array module as an argument.
+
+jax.numpy trains them in `sagemaker_jobs/`, numpy serves them from an `.npz`: what was trained is what is
+served. `xp` is either module; `drop` stands where training drops values at random, and by default does
+nothing. Arrays are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from narrows.retrieval import Floats
+
+Array = Any
+Weights = Mapping[str, Array]
+Drop = Callable[[Array], Array]
+
+SMALL = 1e-6
+FAR_BELOW = -1e9
+
+
+def keep(values: Array) -> Array:
+    """Drops nothing: what serving does where training drops."""
+    return values
+
+
+def item_vectors(weights: Weights, ids: Array, content: Array) -> Array:
+    """The item network, [..., d]: of id embeddings [..., d] and content vectors [..., c].
+
+    An item that was not trained on has an embedding of zeros; its content alone places it.
+    """
+    return ids + content @ weights["item.content"]
+
+
+def user_vectors(weights: Weights, recent: Array, profile: Array, xp: Any, drop: Drop = keep) -> Array:
+    """The user network, [..., d]: what a visitor is matched with, by inner product with item vectors.
+
+    `recent` [..., h, d] holds the vectors of the last items, the newest last, zeros where there are fewer;
+    `profile` [..., d] what is known of the visitor besides, zeros for nothing.
+    """
+    pooled = (drop(recent) * weights["user.places"]).sum(axis=-2)
+    known = xp.concatenate([pooled, recent[..., -1, :], profile], axis=-1)
+    hidden = drop(gelu(known @ weights["user.w1"] + weights["user.b1"], xp))
+    return pooled + hidden @ weights["user.w2"] + weights["user.b2"]
+
+
+def two_tower_weights(
+    generator: np.random.Generator, *, dimension: int, content: int, history: int, hidden: int
+) -> dict[str, Floats]:
+    """A start for training; `history` items count, the newest most."""
+    slope = np.linspace(1.0 / history, 1.0, history)[:, None]
+    return {
+        "item.content": _normal(generator, content, dimension),
+        "user.places": (slope * np.ones((1, dimension))).astype(np.float32),
+        "user.w1": _normal(generator, 3 * dimension, hidden),
+        "user.b1": np.zeros(hidden, np.float32),
+        "user.w2": _normal(generator, hidden, dimension),
+        "user.b2": np.zeros(dimension, np.float32),
+    }
+
+
+def session_states(weights: Weights, items: Array, xp: Any, drop: Drop = keep) -> Array:
+    """The session transformer, [..., t, d]: after each of the items [..., t, d], what may come next.
+
+    Blocks of causal self-attention as in SASRec (Kang and McAuley, 2018), normalised first, with a learned
+    bias for each distance in place of positions; `t` is at most the window that it was trained with. Rows
+    that stand after a history as padding change nothing before them.
+    """
+    states = drop(items)
+    for block in range(block_count(weights)):
+        states = _block(weights, f"block{block}", states, states, xp, drop)
+    return _normalised(states, weights["last.norm"], xp)
+
+
+def session_state(weights: Weights, items: Array, xp: Any) -> Array:
+    """The last row of `session_states`, [..., d], without computing the others where nothing needs them."""
+    states, last = items, block_count(weights) - 1
+    for block in range(last):
+        states = _block(weights, f"block{block}", states, states, xp, keep)
+    newest = _block(weights, f"block{last}", states[..., -1:, :], states, xp, keep)
+    return _normalised(newest, weights["last.norm"], xp)[..., 0, :]
+
+
+def session_weights(
+    generator: np.random.Generator, *, dimension: int, blocks: int, heads: int, window: int
+) -> dict[str, Floats]:
+    """A start for training; `heads` divides `dimension`."""
+    weights: dict[str, Floats] = {"last.norm": _plain_norm(dimension)}
+    for block in range(blocks):
+        weights |= {
+            f"block{block}.norm1": _plain_norm(dimension),
+            f"block{block}.query": _normal(generator, dimension, dimension),
+            f"block{block}.both": _normal(generator, dimension, 2 * dimension),
+            f"block{block}.distance": np.zeros((heads, window), np.float32),
+            f"block{block}.out": _normal(generator, dimension, dimension),
+            f"block{block}.norm2": _plain_norm(dimension),
+            f"block{block}.w1": _normal(generator, dimension, 4 * dimension),
+            f"block{block}.b1": np.zeros(4 * dimension, np.float32),
+            f"block{block}.w2": _normal(generator, 4 * dimension, dimension),
+            f"block{block}.b2": np.zeros(dimension, np.float32),
+        }
+    return weights
+
+
+def block_count(weights: Weights) -> int:
+    """How many blocks a session transformer has."""
+    return sum(name.endswith(".distance") for name in weights)
+
+
+def gelu(values: Array, xp: Any) -> Array:
+    """The Gaussian error linear unit by its tanh form (Hendrycks and Gimpel, 2016)."""
+    return 0.5 * values * (1.0 + xp.tanh(0.7978845608 * values * (1.0 + 0.044715 * values * values)))
+
+
+def _block(weights: Weights, name: str, newest: Array, states: Array, xp: Any, drop: Drop) -> Array:
+    """One block for the last rows, `newest`, of `states`."""
+    norm = weights[f"{name}.norm1"]
+    asking = _normalised(newest, norm, xp)
+    asked = asking if newest is states else _normalised(states, norm, xp)
+    newest = newest + drop(_attention(weights, name, asking, asked, xp))
+    hidden = gelu(
+        _normalised(newest, weights[f"{name}.norm2"], xp) @ weights[f"{name}.w1"] + weights[f"{name}.b1"], xp
+    )
+    return newest + drop(hidden @ weights[f"{name}.w2"] + weights[f"{name}.b2"])
+
+
+def _attention(weights: Weights, name: str, asking: Array, asked: Array, xp: Any) -> Array:
+    """Each of the `q` last rows [..., q, d] attends to the rows [..., t, d] up to itself."""
+    by_distance = weights[f"{name}.distance"]
+    heads, count, (length, width) = len(by_distance), asking.shape[-2], asked.shape[-2:]
+    query = _by_head(asking @ weights[f"{name}.query"], heads, xp)
+    both = asked @ weights[f"{name}.both"]
+    key, value = (_by_head(part, heads, xp) for part in (both[..., :width], both[..., width:]))
+    distance = np.arange(length - count, length)[:, None] - np.arange(length)
+    bias = xp.where(distance >= 0, by_distance[:, np.maximum(distance, 0)], FAR_BELOW)
+    logits = query @ xp.swapaxes(key, -1, -2) * float((width // heads) ** -0.5) + bias
+    raised = xp.exp(logits - logits.max(axis=-1, keepdims=True))
+    found = (raised / raised.sum(axis=-1, keepdims=True)) @ value
+    joined = xp.swapaxes(found, -2, -3).reshape(*asking.shape[:-1], width)
+    return joined @ weights[f"{name}.out"]
+
+
+def _by_head(values: Array, heads: int, xp: Any) -> Array:
+    """[..., t, d] as [..., heads, t, d / heads]."""
+    return xp.swapaxes(values.reshape(*values.shape[:-1], heads, -1), -2, -3)
+
+
+def _normalised(values: Array, norm: Array, xp: Any) -> Array:
+    """Layer normalisation; `norm` [2, d] scales and shifts."""
+    centred = values - values.mean(axis=-1, keepdims=True)
+    spread = xp.sqrt((centred * centred).mean(axis=-1, keepdims=True) + SMALL)
+    return centred / spread * norm[0] + norm[1]
+
+
+def _plain_norm(dimension: int) -> Floats:
+    return np.stack([np.ones(dimension), np.zeros(dimension)]).astype(np.float32)
+
+
+def _normal(generator: np.random.Generator, rows: int, columns: int) -> Floats:
+    """float32[rows, columns], scaled so that a row of ones comes out with variance one."""
+    return generator.normal(0.0, max(rows, 1) ** -0.5, (rows, columns)).astype(np.float32)
