@@ -18,6 +18,7 @@ from narrows.evaluation.leave_one_out import labels_to_hold
 from narrows.interactions import Interactions
 from narrows.retrieval import Rows
 from narrows.settings import App, Catalogue, SourceQuota, Surface, load_app
+from narrows.text_vectors import documents
 from sagemaker_jobs.container import Container
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
@@ -49,7 +50,10 @@ class TableItems:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """`log` holds everything; `holdout` lacks each user's last event, `replay` the `labels` before it too."""
+    """`log` holds everything; `holdout` lacks each user's last event, `replay` the `labels` before it too.
+
+    `texts` is what is written about each item, "" where nothing is.
+    """
 
     log: Interactions
     holdout: Interactions
@@ -58,6 +62,7 @@ class TrainingSet:
     segments: Sequence[str] | None
     labels: int
     left_out: Mapping[str, int]
+    texts: Sequence[str] = ()
 
     @property
     def parts(self) -> dict[str, Interactions]:
@@ -84,7 +89,7 @@ def read(container: Container) -> TrainingSet:
         )
     log = data.interactions
     labels = int(container.number("labels_per_user", 0)) or labels_per_user(log)
-    columns, vocabularies = _columns(container, data.items, log)
+    columns, vocabularies, texts = _columns(container, data.items, log)
     return TrainingSet(
         log,
         log.last_out(1)[0],
@@ -93,6 +98,7 @@ def read(container: Container) -> TrainingSet:
         data.segments,
         labels,
         data.left_out,
+        texts,
     )
 
 
@@ -125,21 +131,24 @@ def funnel(container: Container) -> tuple[tuple[SourceQuota, ...], int]:
 
 def _columns(
     container: Container, table: Mapping[str, Sequence[Any]], log: Interactions
-) -> tuple[dict[str, NDArray[Any]], Mapping[str, tuple[str, ...]]]:
+) -> tuple[dict[str, NDArray[Any]], Mapping[str, tuple[str, ...]], list[str]]:
+    texts = [""] * log.item_count
     if "item_id" not in table:
-        return {}, {}
+        return {}, {}, texts
     app = app_of(container)
     catalogue = app.catalogue if app else _guessed(table)
     renamed = {catalogue.id if name == "item_id" else name: values for name, values in table.items()}
     read_columns = item_columns(renamed, catalogue)
     place = np.searchsorted(log.item_ids, np.asarray(read_columns.ids, str))
+    for at, text in zip(place.tolist(), documents(renamed, catalogue), strict=True):
+        texts[at] = text
     columns = {}
     for name, values in read_columns.columns.items():
         if values.dtype.kind in "fi":
             missing = np.nan if values.dtype.kind == "f" else -1
             columns[name] = np.full((log.item_count, *values.shape[1:]), missing, values.dtype)
             columns[name][place] = values
-    return columns, read_columns.vocabularies
+    return columns, read_columns.vocabularies, texts
 
 
 def _guessed(table: Mapping[str, Sequence[Any]]) -> Catalogue:
