@@ -73,7 +73,7 @@ def load_serving(
     snapshot = _snapshot(app, snapshot_dir, verify, problems)
     static_rows = snapshot.rows(app.static_items)
     bundle = _Bundle(model_dir, app, problems, verify) if model_dir else None
-    sources = _sources(snapshot, bundle)
+    sources = _sources(app, snapshot, bundle)
     return Serving(
         snapshot=snapshot,
         sources=sources,
@@ -125,6 +125,10 @@ class _Bundle:
             raise BundleError(f"{self._directory} was made for app {manifest.app!r}, this is {app.name!r}")
         return manifest
 
+    def holds(self, file: str) -> bool:
+        """Whether the manifest names it."""
+        return self.manifest is not None and file in self.manifest.files
+
     def attempt(self, file: str, load: Callable[[], Loaded]) -> Loaded | None:
         """What `load` gives; None, and a problem under the file's name, when it cannot."""
         try:
@@ -162,11 +166,14 @@ def _snapshot(app: App, directory: Path | None, verify: bool, problems: dict[str
     return snapshot_of(app.static_items, "static")
 
 
-def _sources(snapshot: ItemSnapshot, bundle: _Bundle | None) -> dict[str, SignallingSource]:
+def _sources(app: App, snapshot: ItemSnapshot, bundle: _Bundle | None) -> dict[str, SignallingSource]:
+    """Those of the bundle; one that is not in it is missed only where a surface asks for it."""
     sources: dict[str, SignallingSource] = {}
+    asked = {quota.name for surface in app.surfaces.values() for quota in surface.sources}
     for name, module in SOURCES.items() if bundle else ():
-        load = partial(_bound, module.load, snapshot)
-        source = bundle.load(module.FILE, load) if bundle else None
+        if bundle is None or not (name in asked or bundle.holds(module.FILE)):
+            continue
+        source = bundle.load(module.FILE, partial(_bound, module.load, snapshot))
         if source is not None:
             sources[name] = source
     created = snapshot.columns.get("created_at")

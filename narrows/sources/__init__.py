@@ -10,11 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.retrieval import CandidateSource, Floats, Query, Rows
-from narrows.sources import als, covisitation, popular
+from narrows.sources import als, covisitation, popular, session, two_tower
 from narrows.sources.fresh import fresh
 from narrows.sources.rows import RowsOf
 
-SOURCES = {"als": als, "covisitation": covisitation, "popular": popular}
+SOURCES = {
+    "als": als,
+    "covisitation": covisitation,
+    "popular": popular,
+    "two_tower": two_tower,
+    "session": session,
+}
 
 
 class SignallingSource(CandidateSource, Protocol):
