@@ -21,7 +21,10 @@ ARCHIVE = "model.tar.gz"
 
 @dataclass(frozen=True)
 class Container:
-    """One job's folders and its hyperparameters, which arrive as text or as JSON values."""
+    """One job's folders and its hyperparameters, which arrive as text or as JSON values.
+
+    What lies in `checkpoints` outlives an interruption; None where the job was started without such a folder.
+    """
 
     inputs: Path
     model: Path
@@ -29,6 +32,7 @@ class Container:
     output_data: Path
     channels: Mapping[str, Path]
     hyperparameters: Mapping[str, Any]
+    checkpoints: Path | None = None
 
     def channel(self, name: str) -> Path:
         """The folder of an input; InvalidInput where the job was started without it."""
@@ -83,7 +87,15 @@ def container_of(environ: Mapping[str, str]) -> Container:
         output_data=Path(environ.get("SM_OUTPUT_DATA_DIR", output / "data")),
         channels=channels,
         hyperparameters=_hyperparameters(environ, inputs),
+        checkpoints=_checkpoints(environ),
     )
+
+
+def _checkpoints(environ: Mapping[str, str]) -> Path | None:
+    """SageMaker makes its fixed folder only for a job that was started with a CheckpointConfig."""
+    given = environ.get("SM_CHECKPOINT_DIR")
+    folder = Path(given) if given else ROOT / "checkpoints"
+    return folder if given or folder.is_dir() else None
 
 
 def _hyperparameters(environ: Mapping[str, str], inputs: Path) -> dict[str, Any]:

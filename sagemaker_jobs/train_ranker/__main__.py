@@ -25,15 +25,15 @@ from narrows.evaluation.leave_one_out import cases
 from narrows.features import statistics
 from narrows.features.vectors import VectorSpec
 from narrows.ranking import ModelManifest, write_manifest
-from narrows.sources import als, covisitation, popular
+from narrows.sources import SOURCES, covisitation
 from sagemaker_jobs.container import Container, Progress, run, unpacked, write_json
 from sagemaker_jobs.declared import Declared, declared_features
 from sagemaker_jobs.replay import funnel_of, replay
 from sagemaker_jobs.train_ranker.lambdamart import BUDGET_S, Trained, fit
 from sagemaker_jobs.training_set import HOLDOUT, REPLAY, app_of, funnel, read
 
-FILES = (als.FILE, covisitation.FILE, popular.FILE, statistics.FILE, SEGMENTS_FILE)
-SUMMARIES = ("als.json", "covisitation.json")
+FILES = (*(source.FILE for source in SOURCES.values()), statistics.FILE, SEGMENTS_FILE)
+SUMMARIES = tuple(f"{name}.json" for name in SOURCES)
 CHANNELS = ("sources", "als", "covisitation")
 MOST_ROWS = 2_000_000
 
