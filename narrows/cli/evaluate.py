@@ -28,6 +28,9 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--app", required=True, help="the app whose models were trained")
+    parser.add_argument(
+        "--sources", action="store_true", help="also how often the merged candidates hold what came next"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.set_defaults(run=run)
 
@@ -40,12 +43,15 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     steps.begin("evaluate", f"{bundle.name} on the held-out events")
     model = bundle.parent / f"{bundle.name}.evaluation"
     channels = {"training": data, "candidate": bundle}
-    output = run_job(places, app.name, "evaluate", channels, model, bundle.name)
+    asked = {"sources": 1.0} if arguments.sources else {}
+    output = run_job(places, app.name, "evaluate", channels, model, bundle.name, **asked)
     steps.end()
     report = _report(output, model)
     heads = ("", *(name.replace("normalized_discounted_cumulative_gain", "ndcg") for name in SHOWN))
     rows = [(name, *(part.get(metric, "-") for metric in SHOWN)) for name, part in report["reports"].items()]
     console.table(heads, rows)
+    if "merged" in report["reports"]:
+        console.say(f"recall of 300 merged candidates: {report['reports']['merged']['recall_at_300']:.3f}")
     console.say(f"{report['protocol']}, {report['users']:,} users")
     return report
 

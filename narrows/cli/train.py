@@ -16,11 +16,13 @@ from narrows.adapters.publishing import write_snapshot
 from narrows.cli.console import CommandFailed, Console
 from narrows.cli.places import Places
 from narrows.cli.steps import Steps
+from narrows.settings import App
 
 DESCRIPTION = """\
 Train the candidate sources and the ranker on what `narrows import` wrote: the same programs that SageMaker
 runs in AWS. The model bundle goes to NARROWS_HOME/apps/<app>/models/<version>/."""
 SOURCE_JOBS = ("train_als", "train_covisitation")
+LEARNED = ("two_tower", "session")
 CURRENT = "current"
 
 
@@ -38,6 +40,13 @@ def add(commands: Any) -> None:
         type=tuning_seconds,
         metavar="SECONDS",
         help="how long each model may be tuned; 0 takes the defaults as they are",
+    )
+    parser.add_argument(
+        "--learned",
+        nargs="*",
+        choices=LEARNED,
+        metavar="NAME",
+        help=f"which of {', '.join(LEARNED)} to train; by default those in the app's training.schedule",
     )
     parser.add_argument(
         "--json", action="store_true", help="print version, folder and times as one JSON object"
@@ -64,10 +73,14 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     items = item_table(data, app.catalogue.id)
     given = {} if arguments.budget is None else {"budget_s": arguments.budget}
     training = _Training(places, app.name, data, version, given)
-    steps = Steps(console, 2)
+    learned = learned_sources(app) if arguments.learned is None else tuple(arguments.learned)
+    steps = Steps(console, 2 + len(learned))
     steps.begin("sources", "ALS and co-visitation, side by side")
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(training.source, SOURCE_JOBS))
+    for name in learned:  # one after the other, since each takes every processor
+        steps.begin(name, "trained on every history")
+        training.source(f"train_{name}")
     steps.begin("ranker", "LambdaMART over what the sources find")
     training.ranker()
     write_snapshot(snapshot_folder(places, app.name, version), app, items, version=version)
@@ -76,6 +89,11 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     console.say(f"bundle: {bundle}\nnext: narrows evaluate --app {app.name}")
     seconds = {name: round(value, 1) for name, value in steps.seconds.items()}
     return {"app": app.name, "version": version, "bundle": str(bundle), "seconds": seconds}
+
+
+def learned_sources(app: App) -> tuple[str, ...]:
+    """The learned sources that the app's schedule names."""
+    return tuple(name for name in LEARNED if app.training.schedule.get(name, "never") != "never")
 
 
 def imported(places: Places, app: str) -> Path:

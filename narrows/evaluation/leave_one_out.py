@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from narrows.evaluation.metrics import report
+from narrows.evaluation.metrics import hit_at, mean, report
 from narrows.features.registry import IMPLICIT_HISTORY
 from narrows.interactions import Interactions
 from narrows.retrieval import NO_ROWS, CandidateSource, Query, Rows
@@ -19,6 +19,8 @@ PROTOCOL = (
     "every item is ranked, what the user has seen is masked"
 )
 LENGTH = 100
+CANDIDATES = 300
+MERGED = "merged"
 NEW_AT_MOST = 5
 MOST_LABELS = 8
 LEAST_KEPT = 0.8
@@ -136,11 +138,11 @@ def find(held: Cases, retrieve: Retrieve) -> Found:
     return find_cases(held, lambda case: retrieve(held.query(case)))
 
 
-def find_cases(held: Cases, retrieve: Callable[[int], Rows]) -> Found:
+def find_cases(held: Cases, retrieve: Callable[[int], Rows], length: int = LENGTH) -> Found:
     """Ask for every case by its number, where more than its query decides the answer."""
     ranks, slates = np.full(len(held), -1, np.int64), []
     for case in range(len(held)):
-        rows = retrieve(case)[:LENGTH]
+        rows = retrieve(case)[:length]
         at = np.flatnonzero(rows == held.target(case))
         ranks[case] = at[0] if len(at) else -1
         slates.append(rows)
@@ -151,21 +153,25 @@ def reports(
     held: Cases, found: Mapping[str, Found], generator: np.random.Generator
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(metrics by source, segment -> users and metrics by source); segments without users are left out."""
-    count = held.log.item_count
-    overall = {name: report(one.ranks, one.slates, count, generator) for name, one in found.items()}
+    everyone = np.ones(len(held), bool)
+    overall = {name: _report(held, name, one, everyone, generator) for name, one in found.items()}
     by_segment = {}
     for segment, chosen in held.segments().items():
         if chosen.any():
             by_segment[segment] = {
                 "users": int(chosen.sum()),
-                "reports": {
-                    name: report(
-                        one.ranks[chosen],
-                        [one.slates[at] for at in np.flatnonzero(chosen).tolist()],
-                        count,
-                        generator,
-                    )
-                    for name, one in found.items()
-                },
+                "reports": {name: _report(held, name, one, chosen, generator) for name, one in found.items()},
             }
     return overall, by_segment
+
+
+def _report(
+    held: Cases, name: str, found: Found, chosen: NDArray[np.bool_], generator: np.random.Generator
+) -> dict[str, object]:
+    """The metrics of one source over the chosen cases; of merged candidates also how many hold the item."""
+    slates = [found.slates[at] for at in np.flatnonzero(chosen).tolist()]
+    ranks = found.ranks[chosen]
+    content = report(ranks, slates, held.log.item_count, generator)
+    if name == MERGED:
+        content[f"recall_at_{CANDIDATES}"] = mean(hit_at(ranks, CANDIDATES)) if len(ranks) else None
+    return content

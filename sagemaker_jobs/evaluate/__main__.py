@@ -17,6 +17,9 @@ import numpy as np
 from narrows.adapters.bundle import RANKER_FILE
 from narrows.adapters.lightgbm import load_scorer
 from narrows.evaluation.leave_one_out import (
+    CANDIDATES,
+    LENGTH,
+    MERGED,
     PROTOCOL,
     Cases,
     Found,
@@ -29,6 +32,7 @@ from narrows.evaluation.leave_one_out import (
 from narrows.evaluation.metrics import MAIN, gain_at, interval, mean
 from narrows.features.vectors import VectorSpec
 from narrows.ranking import EmbeddedRanker, FusionRanker, ModelManifest, Ranker, read_manifest
+from narrows.retrieval import Query, Rows, fuse
 from sagemaker_jobs.container import Container, Progress, run, unpacked, write_json
 from sagemaker_jobs.declared import declared_features
 from sagemaker_jobs.replay import Funnel, funnel_of
@@ -58,14 +62,25 @@ def evaluate(container: Container) -> None:
 
 
 def measure(folder: Path, container: Container, data: TrainingSet, held: Cases) -> dict[str, Found]:
-    """Every source alone, each asked for a hundred items, and both stages together."""
+    """Every source alone, each asked for a hundred items, and both stages together.
+
+    With the hyperparameter `sources` also the first three hundred candidates of all sources, merged.
+    """
     quotas, most = funnel(container)
     declared = declared_features(container.channel("training"), app_of(container), data)
     stages = funnel_of(folder, data, quotas, most, declared)
     ranker = ranker_of(folder, stages)
     found = {name: find(held, partial(first_hundred, one)) for name, one in sorted(stages.sources.items())}
+    if container.number("sources", 0):
+        merged = find_cases(held, lambda case: _merged(stages, held.query(case)), CANDIDATES)
+        found[MERGED] = Found(merged.ranks, [rows[:LENGTH] for rows in merged.slates])
     found["two_stage"] = find_cases(held, lambda case: stages.ranked(ranker, held, case))
     return found
+
+
+def _merged(stages: Funnel, query: Query) -> Rows:
+    """What all sources together offer the ranker, the best by fused ranks first."""
+    return fuse(stages.candidates(query), CANDIDATES).rows
 
 
 def ranker_of(folder: Path, stages: Funnel) -> Ranker:
