@@ -49,6 +49,12 @@ class Stage:
     training_image: str = "pytorch-training:2.6.0-cpu-py312-ubuntu22.04-sagemaker"
     training_image_account: str = "763104351884"  # opt-in regions have others: see docs/operations/deploy.md
     glue_workers: int = 2
+    search_url: str = ""  # an OpenSearch of one's own, for an app whose vectors lie there; "": a domain
+    search_instance: str = "t3.medium.search"
+    search_nodes: int = 1
+    search_masters: int = 0
+    search_master_instance: str = "m7g.medium.search"
+    search_volume_gb: int = 20
     alarm_topic_arn: str = ""
 
 
@@ -80,8 +86,15 @@ STAGES: Mapping[str, Stage] = {
         schedule_training=True,
         training_instance="ml.m5.4xlarge",
         glue_workers=10,
+        search_instance="r7g.large.search",
+        search_nodes=3,
+        search_masters=3,
+        search_volume_gb=200,
     ),
 }
+
+
+DEPLOYED = {("vectors", "embedded"), ("vectors", "opensearch"), ("ranker", "embedded")}
 
 
 @dataclass(frozen=True)
@@ -175,6 +188,15 @@ def _contradictions(stage: Stage) -> list[Problem]:
     for name, most in (("feature_batch", 2000), ("landing_batch", 10_000), ("landing_window_s", 300)):
         if getattr(stage, name) > most:
             problems.append(_problem(name, getattr(stage, name), f"at most {most}"))
+    if stage.search_url and not re.match(r"https?://", stage.search_url):
+        problems.append(
+            _problem("search_url", stage.search_url, "write an address, as https://search.example")
+        )
+    for name, few in (("search_nodes", (1, 2)), ("search_masters", (0,))):
+        count = getattr(stage, name)
+        if count not in few and (count == 0 or count % 3):
+            remedy = f"{' or '.join(map(str, few))}, or a multiple of 3, one for each availability zone"
+            problems.append(_problem(name, count, remedy))
     if 0 < stage.provisioned_concurrency_at_most < stage.provisioned_concurrency:
         remedy = f"at least provisioned_concurrency ({stage.provisioned_concurrency}), or 0 for no scaling"
         problems.append(
@@ -187,7 +209,7 @@ def _undeployable(app: App) -> list[Problem]:
     return [
         Problem(f"apps/{app.name}/app.toml", f"tiers.{name}", tier, "the stacks deploy the embedded tier")
         for name, tier in app.tiers.items()
-        if tier != "embedded"
+        if (name, tier) not in DEPLOYED
     ]
 
 

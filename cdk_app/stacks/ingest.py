@@ -10,16 +10,24 @@ from cdk_app.blocks import Consumption, Function, StreamConsumer, allow, allow_o
 from cdk_app.bundling import lambda_code
 from cdk_app.config import Config
 from cdk_app.stacks.data import DataStack
+from cdk_app.stacks.search import Search
 
 
 class IngestStack(cdk.Stack):
     """Everything that writes state, apart from training."""
 
     def __init__(
-        self, scope: Construct, name: str, *, config: Config, data: DataStack, **settings: object
+        self,
+        scope: Construct,
+        name: str,
+        *,
+        config: Config,
+        data: DataStack,
+        search: Search | None = None,
+        **settings: object,
     ) -> None:
         super().__init__(scope, name, **settings)  # type: ignore[arg-type]  # names, environment: as cdk.Stack has them
-        self._stage, self._data = config.stage, data
+        self._stage, self._data, self._search = config.stage, data, search
         self._app = config.app.name
         self._code = lambda_code(config.stage)
         self.collect_events = self._collect_events()

@@ -17,6 +17,7 @@ from cdk_app.bundling import lambda_code
 from cdk_app.config import Config
 from cdk_app.stacks.data import DataStack
 from cdk_app.stacks.ingest import IngestStack
+from cdk_app.stacks.search import Search
 
 ACCESS_LOG = {  # no address and no agent of a visitor: the log is kept longer than consent may last
     "request": "$context.requestId",
@@ -42,11 +43,12 @@ class ServingStack(cdk.Stack):
         config: Config,
         data: DataStack,
         ingest: IngestStack,
+        search: Search | None = None,
         **settings: object,
     ) -> None:
         super().__init__(scope, name, **settings)  # type: ignore[arg-type]  # names, environment: as cdk.Stack has them
         self._config, self._stage = config, config.stage
-        self.recommend = self._recommend(data)
+        self.recommend = self._recommend(data, search)
         live = self._live(self.recommend)
         self.api = self._api()
         self._stage_with_logs()
@@ -73,7 +75,7 @@ class ServingStack(cdk.Stack):
         cdk.CfnOutput(self, "ApiId", value=self.api.api_id)
         cdk.CfnOutput(self, "RecommendFunction", value=self.recommend.function.function_name)
 
-    def _recommend(self, data: DataStack) -> Function:
+    def _recommend(self, data: DataStack, search: Search | None) -> Function:
         environment = {
             "APP": self._config.app.name,
             "BUCKET": data.bucket.bucket_name,
@@ -86,6 +88,7 @@ class ServingStack(cdk.Stack):
         }
         if self._stage.bundle_dependencies:
             environment["LIGHTGBM_LIBRARY"] = LIGHTGBM
+        environment |= search.variables() if search else {}
         function = Function(
             self,
             "recommend",
@@ -103,6 +106,8 @@ class ServingStack(cdk.Stack):
         allow_key(function.role, data.key)  # the stream is under it
         allow(function.role, ["secretsmanager:GetSecretValue"], [data.pseudonym_key.secret_arn])
         allow_objects(function.role, data.bucket, data.key, read=["models", "snapshots"])
+        if search:
+            search.allow_search(function)
         return function
 
     def _live(self, function: Function) -> lambda_.Alias:

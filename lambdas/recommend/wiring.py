@@ -42,7 +42,10 @@ RULES_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Settings:
-    """The variables of this function; without `lightgbm_library` the installed package is looked for."""
+    """The variables of this function; without `lightgbm_library` the installed package is looked for.
+
+    Those of `search` are there where the app's vectors lie in OpenSearch.
+    """
 
     app: str
     bucket: str
@@ -55,6 +58,9 @@ class Settings:
     aws_region: str
     narrows_cache: str = ""
     lightgbm_library: str = ""
+    search_url: str = ""
+    search_name: str = ""
+    search_engine: str = ""
     aws_lambda_runtime_api: str = ""
 
 

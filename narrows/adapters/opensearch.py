@@ -17,14 +17,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
+from urllib.parse import urlsplit
 
+import boto3
 import numpy as np
 from numpy.typing import NDArray
-from opensearchpy import OpenSearch, OpenSearchException, TransportError, Urllib3HttpConnection
+from opensearchpy import (
+    OpenSearch,
+    OpenSearchException,
+    TransportError,
+    Urllib3AWSV4SignerAuth,
+    Urllib3HttpConnection,
+)
 
 from narrows.errors import InvalidInput, StoreUnavailable
-from narrows.index_settings import IndexSettings
+from narrows.index_settings import Engine, IndexSettings
 from narrows.retrieval import Floats, Rows
 from narrows.vector_index import (
     EVERYTHING,
@@ -54,21 +62,44 @@ ANSWERED = ("responses.hits.hits._index", "responses.hits.hits._score", "respons
 FAILED = ("responses.error.type", "responses.error.reason", "responses.status")
 
 
-def connect(url: str, *, timeout_s: float = SEARCH_S, signer: Any = None) -> OpenSearch:
+def connect(url: str, *, timeout_s: float = SEARCH_S, region: str = "") -> OpenSearch:
     """A client for the server at this address; it never retries, since a deadline is shorter than two tries.
 
-    `signer` signs each request, as `opensearchpy.Urllib3AWSV4SignerAuth` does.
+    Requests to a domain of Amazon's in `region` are signed with the credentials of this process.
     """
     logging.getLogger("opensearch").setLevel(logging.CRITICAL)  # it logs a page for each error that we raise
     return OpenSearch(
         hosts=[url],
-        http_auth=signer,
+        http_auth=_signer(url, region),
         connection_class=Urllib3HttpConnection,
         pool_maxsize=CONNECTIONS,
         timeout=timeout_s,
         max_retries=0,
         retry_on_timeout=False,
     )
+
+
+def index_versions(
+    settings: IndexSettings,
+    *,
+    url: str,
+    name: str,
+    engine: str,
+    region: str = "",
+    search_s: float = SEARCH_S,
+) -> OpenSearchIndexVersions:
+    """The indexes of an app, where the variables SEARCH_URL, SEARCH_NAME and SEARCH_ENGINE say."""
+    client = connect(url, timeout_s=search_s, region=region)
+    return OpenSearchIndexVersions(
+        client, name, settings.on(cast(Engine, engine)) if engine else settings, search_s=search_s
+    )
+
+
+def _signer(url: str, region: str) -> Urllib3AWSV4SignerAuth | None:
+    host = urlsplit(url).hostname or ""
+    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn", ".on.aws")):
+        return None
+    return Urllib3AWSV4SignerAuth(boto3.Session().get_credentials(), region, "es")
 
 
 def mapping(settings: IndexSettings, dimension: int, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +149,7 @@ class OpenSearchVectorIndex:
         self.filters = self.settings.filters
 
     def __len__(self) -> int:
-        with _asking(self.version):
+        with asking(self.version):
             answer = self.client.count(index=self._parts(), params=PATIENT)
         return int(answer["count"])
 
@@ -147,7 +178,7 @@ class OpenSearchVectorIndex:
             raise StoreUnavailable(f"OpenSearch did not delete row {row}: {reason}")
 
     def refresh(self) -> None:
-        with _asking(self.version):
+        with asking(self.version):
             self.client.indices.refresh(index=self._parts(), params=PATIENT)
 
     def search(self, vectors: Floats, k: int, where: Where = EVERYTHING) -> Neighbours:
@@ -158,7 +189,7 @@ class OpenSearchVectorIndex:
             # of a server that is only just back some parts may answer, and theirs is not the answer
             head = {"index": self._parts(), "allow_partial_search_results": False}
             lines += [head, self._query(vector, k, where)]
-        with _asking(self.version):
+        with asking(self.version):
             answer = self.client.msearch(
                 body=lines,
                 params={
@@ -226,7 +257,7 @@ class OpenSearchVectorIndex:
     def _found_scale(self, vectors: Floats) -> float:
         """From the first vectors that come; later ones may be larger by half before they are cut off."""
         self.scale = scale = LARGEST_BYTE / max(1.5 * float(np.abs(vectors).max()), 1e-12)
-        with _asking(self.version):
+        with asking(self.version):
             self.client.indices.put_mapping(
                 index=self._parts(), body={"_meta": _meta(self.name, self)}, params=PATIENT
             )
@@ -247,7 +278,7 @@ class OpenSearchVectorIndex:
         """Send the changes; (row, reason) of those that were refused. IndexGone where there is no index."""
         for batch in _batches(changes, DOCUMENTS_A_BULK):
             body = "\n".join(line for _, *lines in batch for line in lines) + "\n"
-            with _asking(self.version):
+            with asking(self.version):
                 answer = self.client.bulk(
                     body=body,
                     params=PATIENT
@@ -296,7 +327,7 @@ class OpenSearchIndexVersions:
             None,
             self._search_s,
         )
-        with _asking(version):
+        with asking(version):
             for part in (MAIN, FRESH):
                 name = f"{index.base}-{part}"
                 self._client.indices.create(name, body=self._body(index, part), params=PATIENT)
@@ -318,7 +349,7 @@ class OpenSearchIndexVersions:
         ]
         actions += [{"add": {"index": part, "alias": alias}} for part in parts]
         often = {"index": {"refresh_interval": MAIN_REFRESH}}
-        with _asking(version):
+        with asking(version):
             self._client.indices.put_mapping(
                 index=",".join(parts), body={"_meta": _meta(self._name, index)}, params=PATIENT
             )
@@ -342,7 +373,7 @@ class OpenSearchIndexVersions:
 
     def _there(self) -> _There:
         """What the cluster holds under our name, in one round trip."""
-        with _asking(None):
+        with asking(None):
             found = self._client.indices.get(
                 index=f"{self._name}-vectors-*",
                 params=PATIENT | {"filter_path": "*.aliases,*.mappings._meta", "expand_wildcards": "all"},
@@ -398,7 +429,7 @@ class OpenSearchIndexVersions:
         return f"{self._name}-vectors-{readable}-{digest}"
 
     def _delete(self, version: str) -> None:
-        with _asking(version):
+        with asking(version):
             self._client.indices.delete(
                 index=f"{self._base(version)}-*", params=PATIENT | {"ignore_unavailable": "true"}
             )
@@ -430,8 +461,8 @@ def _batches(changes: Iterable[tuple[str, ...]], size: int) -> Iterator[list[tup
 
 
 @contextmanager
-def _asking(version: str | None) -> Iterator[None]:
-    """Turn what the client raises into our errors."""
+def asking(version: str | None) -> Iterator[None]:
+    """Turn what the client raises into our errors; a question about the index of `version`, if about one."""
     try:
         yield
     except TransportError as error:

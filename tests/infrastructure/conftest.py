@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ CONTEXT = json.loads((ROOT / "cdk.json").read_text())["context"]
 
 @dataclass(frozen=True)
 class Synthesised:
-    """The templates of one stage by stack: data, ingest, serving, training."""
+    """The templates of one stage by stack: data, ingest, serving, training, and search where there is one."""
 
     config: Config
     templates: Mapping[str, Mapping[str, Any]]
@@ -45,11 +45,16 @@ class Synthesised:
         return ours
 
 
-def synthesise(outdir: Path, **context: str) -> Synthesised:
-    """Build and synthesise without bundling; raises when cdk-nag finds something nobody acknowledged."""
+def synthesise(outdir: Path, *, vectors: str = "", **context: str) -> Synthesised:
+    """Build and synthesise without bundling; raises when cdk-nag finds something nobody acknowledged.
+
+    `vectors` puts the app's vectors on that tier, whatever its file says.
+    """
     asked = {**CONTEXT, **context}
     app = cdk.App(outdir=str(outdir), context={**asked, "aws:cdk:bundling-stacks": []})
     config = load(asked)
+    if vectors:
+        config = replace(config, app=replace(config.app, tiers={**config.app.tiers, "vectors": vectors}))
     stacks = build(app, config)
     assembly = app.synth()
     templates = {
