@@ -56,7 +56,8 @@ def _status(asked: argparse.Namespace) -> int:
 def _deploy(asked: argparse.Namespace) -> int:
     from localcloud.deploy import deploy
 
-    report_ready(outputs=deploy(asked.endpoint, asked.home / "cdk", asked.app, "local"))
+    context = {"search_url": asked.search_url} if asked.search_url else {}
+    report_ready(outputs=deploy(asked.endpoint, asked.home / "cdk", asked.app, "local", context=context))
     return 0
 
 
@@ -81,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
             each.add_argument("--port", type=int, default=0, help="the API's port; a free one by default")
         if name == "deploy":
             each.add_argument("--endpoint", required=True)
+            each.add_argument("--search-url", default="", help="the OpenSearch that keeps the app's vectors")
     return parser
 
 

@@ -37,11 +37,13 @@ from localcloud.processes import (
     write_json,
 )
 from narrows.errors import NarrowsError
+from narrows.settings import load_app
 
 LOG = logging.getLogger("localcloud.daemon")
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 CONSOLE = ROOT / "console"
+SEARCH = "opensearch"
 PAUSE_S = 0.02
 STEADY_S = 30.0
 RESTART_S, RESTART_AT_MOST_S = 0.2, 10.0
@@ -127,8 +129,10 @@ class Daemon:
         self._write_state()
         self._tell(progress="starting AWS")
         endpoint = self._start_aws()
+        search = self._start_search(endpoint)
         self._tell(progress="deploying the stacks")
-        outputs = self._deploy(endpoint)
+        outputs = self._deploy(endpoint, search)
+        self._search_ready()
         self._tell(deployed=outputs, endpoint=endpoint)
         self._await(lambda: b"serve\n" in self.told, float("inf"), "the word to serve")
         self._tell(progress="starting the functions")
@@ -150,8 +154,30 @@ class Daemon:
         enter([], f"http://{HOST}:{port}")
         return f"http://{HOST}:{port}"
 
-    def _deploy(self, endpoint: str) -> Mapping[str, Any]:
+    def _start_search(self, endpoint: str) -> str:
+        """Start OpenSearch for an app whose vectors lie there, or take the one that NARROWS_SEARCH_URL names.
+
+        Its address, or ""; it comes up while the stacks are deployed.
+        """
+        folder = ROOT / "apps" / self.app
+        if not folder.is_dir() or load_app(folder).tiers["vectors"] != "opensearch":
+            return ""
+        if other := os.environ.get("NARROWS_SEARCH_URL"):
+            return other
+        self._tell(progress="starting OpenSearch")
+        port = _free_port()
+        arguments = ["--home", str(self.home / "opensearch"), "--port", str(port), "--soon-ready"]
+        self._launch(Part(SEARCH, "localcloud.opensearch", arguments), self._environment(endpoint))
+        return f"http://{HOST}:{port}"
+
+    def _search_ready(self) -> None:
+        for part in self.parts:
+            if part.name == SEARCH:
+                self._ready(part, START_S)
+
+    def _deploy(self, endpoint: str, search: str) -> Mapping[str, Any]:
         arguments = ["deploy", "--endpoint", endpoint, "--home", str(self.home), "--app", self.app]
+        arguments += ["--search-url", search] if search else []
         part = Part("deploy", self.modules.deploy, arguments)
         self._launch(part, self._environment(endpoint))
         outputs: Mapping[str, Any] = self._ready(part, DEPLOY_S)["outputs"]

@@ -25,7 +25,7 @@ def clean(home: Path, *, keep_logs: bool = False) -> None:
     for each in state.get("parts", []):
         if is_running(each["pid"], each["started"]):
             signal_group(each["pid"], signal.SIGKILL)
-    for name in ("tmp", "checkpoints", "run/streams"):
+    for name in ("tmp", "checkpoints", "run/streams", "opensearch"):
         shutil.rmtree(home / name, ignore_errors=True)
     (home / "run" / "state.json").unlink(missing_ok=True)
     if not keep_logs:

@@ -23,7 +23,6 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from localcloud.opensearch import SOON_READY
 from localcloud.processes import end, ready_line, spawn
 from narrows.index_settings import Engine
 
@@ -160,9 +159,10 @@ class OpenSearchNode:
         """Start it, and wait until it answers; what the log says last where it does not."""
         log = self._home / "node.log"
         offset = log.stat().st_size if log.exists() else 0
-        arguments = ["--home", str(self._home), "--port", str(self._port)]
-        environment = _without_aws(os.environ) | SOON_READY
-        self._process = spawn("localcloud.opensearch", arguments, log=log, environment=environment, cwd=ROOT)
+        arguments = ["--home", str(self._home), "--port", str(self._port), "--soon-ready"]
+        self._process = spawn(
+            "localcloud.opensearch", arguments, log=log, environment=_without_aws(os.environ), cwd=ROOT
+        )
         until = time.monotonic() + START_WITHIN_S
         while ready_line(log, offset) is None:
             if self._process.poll() is not None or time.monotonic() > until:
