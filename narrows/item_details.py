@@ -18,6 +18,21 @@ def item_details(snapshot: ItemSnapshot, ids: Sequence[str]) -> dict[str, Detail
     return {item_id: _details(snapshot, row) for item_id, row in found.items()}
 
 
+def written(snapshot: ItemSnapshot, rows: Sequence[int]) -> list[str]:
+    """What is written about the items of these rows: title, categories and brand."""
+    names = [name for name in ("title", "category_all", "brand") if name in snapshot.columns]
+    taken = {name: snapshot.columns[name][list(rows)] for name in names}
+    texts = []
+    for place in range(len(rows)):
+        parts = [bytes(taken["title"][place]).decode()] if "title" in taken else []
+        for name in ("category_all", "brand"):
+            words = snapshot.vocabulary(name)
+            codes = np.ravel(taken[name][place]).tolist() if name in taken else []
+            parts += [words[code] for code in codes if code >= 0]
+        texts.append(" ".join(parts))
+    return texts
+
+
 def _details(snapshot: ItemSnapshot, row: int) -> Details:
     details: Details = {}
     if "title" in snapshot.columns and (title := bytes(snapshot.columns["title"][row]).decode()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -50,6 +51,9 @@ class Ranker(Protocol):
     @property
     def version(self) -> str:
         """The model that answers, "" for none."""
+
+    def over(self, items: Items, sources: Mapping[str, SignallingSource]) -> Ranker:
+        """The same over a later version of the items, and the sources over that."""
 
     def rank(self, request: RankRequest, candidates: Candidates, limit: int) -> Ranked:
         """The best `limit` candidates, best first; ties go to the better fused rank, then the lower row."""
@@ -103,6 +107,12 @@ class EmbeddedRanker:
         self.items, self.statistics, self.sources = items, statistics, sources
         self.scorer, self.spec, self.version = scorer, spec, version
 
+    def over(self, items: Items, sources: Mapping[str, SignallingSource]) -> EmbeddedRanker:
+        """The same model over a later version of the items, and the sources over that."""
+        later = copy.copy(self)
+        later.items, later.sources = items, sources
+        return later
+
     def rank(self, request: RankRequest, candidates: Candidates, limit: int) -> Ranked:
         """The best by the model's score; of more than `limit` candidates the best fused ones are scored."""
         if not len(candidates):
@@ -127,6 +137,10 @@ class FusionRanker:
 
     def __init__(self, items: Items) -> None:
         self.items = items
+
+    def over(self, items: Items, sources: Mapping[str, SignallingSource]) -> FusionRanker:  # noqa: ARG002
+        """The same over a later version of the items."""
+        return FusionRanker(items)
 
     def rank(self, request: RankRequest, candidates: Candidates, limit: int) -> Ranked:  # noqa: ARG002
         """The best by reciprocal rank fusion; looks at nothing but the candidates' ranks."""

@@ -26,6 +26,7 @@ from narrows.adapters.dynamodb import REPLICAS, DynamoPolicyLog, DynamoSlateStor
 from narrows.adapters.kinesis import DecisionStream, LambdaExtension
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.secrets import SecretKey
+from narrows.adapters.snapshots import SnapshotCopy
 from narrows.adapters.visitors import StoredVisitors
 from narrows.control import model_pointer, snapshot_pointer
 from narrows.errors import StoreUnavailable
@@ -202,12 +203,13 @@ def _refresher(settings: Settings, app: App, stages: Stages) -> Refresher:
     patient = client("dynamodb", read_timeout_s=1, connect_timeout_s=0.25)
     jitter = random.Random()
     library = Path(settings.lightgbm_library) if settings.lightgbm_library else None
-    cellar = Cellar(app, _cache(settings), objects.download, library=library)
+    cellar = Cellar(app, SnapshotCopy(_cache(settings), objects.download, objects.get), library=library)
     return Refresher(
         stages,
         policy_log=DynamoPolicyLog(patient, settings.policy_table, replica=jitter.randrange(REPLICAS)),
         current=lambda: Live(control.read(model_pointer(app.name)), control.read(snapshot_pointer(app.name))),
         load=cellar.load,
+        follow=cellar.follow,
         now=time.time,
         jitter=jitter,
     )

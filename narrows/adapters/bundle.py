@@ -5,27 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from narrows.adapters.lightgbm import load_scorer
+from narrows.adapters.snapshots import SnapshotCopy
 from narrows.control import Pointer
 from narrows.errors import BundleError, NarrowsError, SnapshotError
 from narrows.features import statistics
 from narrows.features.registry import FeatureSet
 from narrows.features.vectors import VectorSpec
+from narrows.item_details import written
 from narrows.pipeline import Stages
 from narrows.policy import PolicyLog, PolicyState
 from narrows.ranking import MANIFEST, EmbeddedRanker, FusionRanker, ModelManifest, Ranker, read_manifest
-from narrows.retrieval import Rows
+from narrows.retrieval import Floats, Rows
 from narrows.settings import App
 from narrows.snapshot import ItemSnapshot, open_snapshot, snapshot_of
 from narrows.sources import SOURCES, SignallingSource
@@ -37,6 +38,12 @@ SEGMENTS_FILE = "segments.json"
 ABSENT = "absent"
 POINTERS_EVERY_S = 3.0
 SLOWEST_RETRY_S = 60.0
+DELTAS_WITHIN_S = 10.0
+"""A refresh that fetches longer gives up; the next one goes on with what is here."""
+
+PLACED_AT_ONCE = 20_000
+"""Of the items without a vector, the newest so many get one in a refresh."""
+
 FROZEN_S = 2.0
 """A poll that is so late was not kept waiting by its store, whose answers take a second at most."""
 
@@ -60,17 +67,17 @@ class Serving:
 def load_serving(
     app: App,
     model_dir: Path | None,
-    snapshot_dir: Path | None,
+    items: Path | ItemSnapshot | None,
     *,
     verify: bool = True,
     library: Path | None = None,
 ) -> Serving:
     """Load what is there; the missing and the damaged are named in `problems`, the rest serves.
 
-    Without a snapshot the items of the app's static list are all that is known.
+    `items` is a snapshot or its folder; without one those of the app's static list are all that is known.
     """
     problems: dict[str, str] = {}
-    snapshot = _snapshot(app, snapshot_dir, verify, problems)
+    snapshot = items if isinstance(items, ItemSnapshot) else _snapshot(app, items, verify, problems)
     static_rows = snapshot.rows(app.static_items)
     bundle = _Bundle(model_dir, app, problems, verify) if model_dir else None
     sources = _sources(app, snapshot, bundle)
@@ -176,14 +183,47 @@ def _sources(app: App, snapshot: ItemSnapshot, bundle: _Bundle | None) -> dict[s
         source = bundle.load(module.FILE, partial(_bound, module.load, snapshot))
         if source is not None:
             sources[name] = source
+    return _with_newest(sources, snapshot)
+
+
+def _with_newest(
+    sources: Mapping[str, SignallingSource], snapshot: ItemSnapshot
+) -> dict[str, SignallingSource]:
+    """The sources, of which those that can know the items that came after the training."""
+    for source in sources.values():
+        if isinstance(source, Placing):
+            _place(source, snapshot)
     created = snapshot.columns.get("created_at")
-    if created is not None and np.isfinite(created).any():
-        sources["fresh"] = fresh(created)
-    return sources
+    newest = {"fresh": fresh(created)} if created is not None and np.isfinite(created).any() else {}
+    return {**sources, **newest}
+
+
+@runtime_checkable
+class Placing(Protocol):
+    """A source that makes its own vectors of items that it was not trained on."""
+
+    @property
+    def vectors(self) -> Floats:
+        """float32[capacity, d] by row, nan where a row has none."""
+
+    def place(self, rows: Rows, texts: Sequence[str]) -> None:
+        """Give each of these rows without a vector the one that its text says."""
+
+
+def _place(source: Placing, snapshot: ItemSnapshot) -> None:
+    """Vectors for the newest rows that have an item and no vector."""
+    rows = np.flatnonzero(np.isnan(source.vectors[: snapshot.size, 0])).astype(np.int32)
+    rows = rows[-PLACED_AT_ONCE:]
+    rows = rows[snapshot.holds(rows)]
+    if len(rows):
+        source.place(rows, written(snapshot, rows.tolist()))
 
 
 def _bound(load: Callable[[Path], Any], snapshot: ItemSnapshot, path: Path) -> Any:
-    return load(path).bind(snapshot.rows, snapshot.size)
+    """What a file holds over the snapshot's rows; with lines for later ones where it can make use of them."""
+    model = load(path)
+    source = model.bind(snapshot.rows, snapshot.size)
+    return model.bind(snapshot.rows, snapshot.capacity) if isinstance(source, Placing) else source
 
 
 def _ranker(
@@ -232,50 +272,37 @@ class Live:
 class Cellar:
     """Copies what is live into a local folder and loads it; keeps only what is in use."""
 
-    def __init__(
-        self,
-        app: App,
-        directory: Path,
-        download: Callable[[str, Path], object],
-        *,
-        library: Path | None = None,
-    ) -> None:
-        """`download(prefix, folder)` copies every file under a prefix; it raises when it cannot.
-
-        `library` is LightGBM's, by default the one of the installed package.
-        """
+    def __init__(self, app: App, copy: SnapshotCopy, *, library: Path | None = None) -> None:
+        """`library` is LightGBM's, by default the one of the installed package."""
         self._app = app
+        self._copy = copy
         self._library = library
-        self._directory = directory
-        self._download = download
 
     def load(self, live: Live) -> Serving:
         """Load the live model and snapshot, copying what is not here yet; SnapshotError for a damaged one."""
-        model, snapshot = self._copied("model", live.model), self._copied("snapshot", live.snapshot)
-        serving = load_serving(self._app, model, snapshot, library=self._library)
-        if snapshot is not None and "snapshot" in serving.problems:
-            shutil.rmtree(snapshot)
-            raise SnapshotError(f"{snapshot}: damaged; it is copied again at the next refresh")
-        self._forget_all_but({model, snapshot})
+        model = self._copy.folder("model", live.model.prefix) if live.model else None
+        items = self._copy.open(live.snapshot) if live.snapshot else None
+        serving = load_serving(self._app, model, items, library=self._library)
+        kept = {self._copy.folder("snapshot", live.snapshot.prefix)} if live.snapshot else set()
+        self._copy.keep_only(kept | ({model} if model else set()))
         return serving
 
-    def _copied(self, kind: str, pointer: Pointer | None) -> Path | None:
-        if pointer is None:
-            return None
-        folder = self._directory / f"{kind}-{hashlib.sha256(pointer.prefix.encode()).hexdigest()[:16]}"
-        if not folder.is_dir():
-            pending = folder.with_suffix(".pending")
-            shutil.rmtree(pending, ignore_errors=True)
-            pending.mkdir(parents=True)
-            self._download(pointer.prefix, pending)
-            pending.rename(folder)
-        return folder
+    def follow(self, serving: Serving, pointer: Pointer) -> Serving:
+        """What is served, with the items of a later version of the same base; the models stay as they are.
 
-    def _forget_all_but(self, used: set[Path | None]) -> None:
-        """What is mapped into memory stays readable after it is gone from the folder."""
-        for folder in self._directory.iterdir() if self._directory.is_dir() else ():
-            if folder not in used:
-                shutil.rmtree(folder, ignore_errors=True)
+        SnapshotError where the version does not descend from the one that is served.
+        """
+        snapshot = self._copy.follow(serving.snapshot, pointer, within_s=DELTAS_WITHIN_S)
+        sources = _with_newest(serving.sources, snapshot)
+        static_rows = snapshot.rows(self._app.static_items)
+        return replace(
+            serving,
+            snapshot=snapshot,
+            sources=sources,
+            ranker=serving.ranker.over(snapshot, sources) if serving.ranker else None,
+            fusion=serving.fusion.over(snapshot, sources),
+            static_rows=static_rows[static_rows >= 0],
+        )
 
 
 def _damaged(serving: Serving) -> bool:
@@ -298,19 +325,26 @@ class Refresher:
         policy_log: PolicyLog,
         current: Callable[[], Live],
         load: Callable[[Live], Serving],
+        follow: Callable[[Serving, Pointer], Serving],
         now: Callable[[], float],
         jitter: random.Random,
         pointers_every_s: float = POINTERS_EVERY_S,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
-        """`now` is in epoch seconds; `sleep` waits for so many seconds, by default until `stop` at most."""
+        """`load` opens what is live, `follow` brings what is served to a later version of the same base.
+
+        `now` is in epoch seconds; `sleep` waits for so many seconds, by default until `stop` at most.
+        """
         self.errors = 0
         self._wrong: dict[str, str] = {}
         self._stages = stages
         self._policy_log = policy_log
         self._current = current
         self._load = load
+        self._follow = follow
         self._live = Live()
+        self._serving: Serving | None = None
+        self._deltas_due = float("-inf")
         self._now = now
         self._jitter = jitter
         self._stopped = threading.Event()
@@ -397,13 +431,34 @@ class Refresher:
         live = self._current()
         if live == self._live:
             return
-        serving = self._load(live)
+        serving = self._followed(live)
+        if serving is None:
+            return
         if live.model and self._stages.ranker is not None and _damaged(serving):
             raise BundleError(f"model {live.model.version} does not load: {dict(serving.problems)}")
         with self._replacing:
             policy = self._stages.policy.bind(serving.snapshot)
             self._stages = replace(self._stages, policy=policy, **_parts(serving))
-        self._live = live
+        self._live, self._serving = live, serving
+
+    def _followed(self, live: Live) -> Serving | None:
+        """What is to be served; None where only deltas came and it is too early for the next.
+
+        Thousands of processes would otherwise fetch each delta at the same moment; so each waits for a part
+        of the app's interval that it draws itself.
+        """
+        before, pointer = self._live.snapshot, live.snapshot
+        same_base = before is not None and pointer is not None and before.prefix == pointer.prefix
+        if self._serving is None or pointer is None or not same_base or live.model != self._live.model:
+            return self._load(live)
+        if self._now() < self._deltas_due:
+            return None
+        every_s = self._stages.app.freshness.snapshot_delta_s
+        self._deltas_due = self._now() + every_s * self._jitter.uniform(0.5, 1.0)
+        try:
+            return self._follow(self._serving, pointer)
+        except SnapshotError:  # a damaged delta, or one of another line: opened from the base, all is checked
+            return self._load(live)
 
     def _refresh_policy(self) -> None:
         asked_at, known = self._now(), self._stages.policy.version

@@ -196,6 +196,13 @@ class DynamoPolicyLog:
                 return head + len(changes)
         raise Conflict(f"policy log {self._table}: lost the race {APPEND_ATTEMPTS} times")
 
+    def puts(self, changes: Sequence[Change], *, now: float) -> list[dict[str, Any]]:
+        """What appends the changes as a part of somebody's transaction; [] for no changes.
+
+        The transaction is lost, as Conflict, where another append comes first.
+        """
+        return self._puts(self._head(), changes, now) if changes else []
+
     def _head(self) -> int:
         with translated(f"read policy head from {self._table}"):
             answer = self._client.get_item(
@@ -204,6 +211,11 @@ class DynamoPolicyLog:
         return int(answer["Item"]["version"]["N"]) if "Item" in answer else 0
 
     def _write(self, head: int, changes: Sequence[Change], now: float) -> None:
+        puts = self._puts(head, changes, now)
+        with translated(f"append to policy log {self._table}"):
+            self._client.transact_write_items(TransactItems=puts)
+
+    def _puts(self, head: int, changes: Sequence[Change], now: float) -> list[dict[str, Any]]:
         last = head + len(changes)
         numbered = enumerate(changes, start=head + 1)
         text = _compact([[one.kind, one.item_id, one.value, version, now] for version, one in numbered])
@@ -221,8 +233,7 @@ class DynamoPolicyLog:
             {"Put": {"TableName": self._table, "Item": {"pk": {"S": f"log#{replica:02d}"}, **entry}}}
             for replica in range(REPLICAS)
         ]
-        with translated(f"append to policy log {self._table}"):
-            self._client.transact_write_items(TransactItems=[{"Put": move_head}, *copies])
+        return [{"Put": move_head}, *copies]
 
 
 def _changes(row: Mapping[str, Any]) -> list[Change]:

@@ -13,6 +13,7 @@ from narrows.events import Event
 from narrows.features.codec import decode, encode
 from narrows.features.state import ITEM_PREFIX, ITEM_RETENTION_S, VisitorState, Write
 from narrows.features.stream import DeadLetter
+from narrows.freshening import ItemEntry, ItemWrite, RowBlock
 from narrows.policy import Change
 from narrows.visitor import Remembered
 
@@ -102,6 +103,39 @@ class MemoryPolicyLog:
             for change in changes:
                 self._changes.append(replace(change, version=len(self._changes) + 1, at=now))
             return len(self._changes)
+
+
+class MemoryItemTable:
+    """Items and the next row, stored together with what the rules must know of them."""
+
+    def __init__(self, policy: MemoryPolicyLog) -> None:
+        self._policy = policy
+        self._entries: dict[str, ItemEntry] = {}
+        self._next_row: int | None = None
+        self._lock = threading.Lock()
+
+    def read(self, item_ids: Sequence[str]) -> Mapping[str, ItemEntry]:
+        with self._lock:
+            return {one: self._entries[one] for one in item_ids if one in self._entries}
+
+    def next_row(self) -> int | None:
+        return self._next_row
+
+    def write(
+        self, writes: Sequence[ItemWrite], block: RowBlock | None, changes: Sequence[Change], *, now: float
+    ) -> None:
+        with self._lock:
+            there = [self._entries.get(one.entry.item_id) for one in writes]
+            lost = [
+                at
+                for at, (one, stored) in enumerate(zip(writes, there, strict=True))
+                if (stored.version if stored else None) != one.replaces
+            ]
+            if lost or (block and block.expected != self._next_row):
+                raise Conflict(f"{len(lost)} of {len(writes)} items, or the next row, were moved", lost)
+            self._entries |= {one.entry.item_id: one.entry for one in writes}
+            self._next_row = block.next_row if block else self._next_row
+            self._policy.append(changes, now=now)
 
 
 @dataclass

@@ -15,9 +15,9 @@ from narrows.catalogue import item_columns
 from narrows.control import ControlTable, Pointer, snapshot_pointer
 from narrows.settings import App
 from narrows.snapshot import write_base
+from narrows.snapshot_feed import SPARE_ROWS
 
 CATALOGUE = "catalogue/part-0.parquet"
-SPARE_ROWS = 1024
 
 
 def write_snapshot(directory: Path, app: App, table: Mapping[str, Sequence[Any]], *, version: str) -> None:

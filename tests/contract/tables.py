@@ -12,6 +12,7 @@ KEYS = {
     "slates": [("pk", "S"), ("sk", "S")],
     "policy": [("pk", "S"), ("sk", "N")],
     "control": [("pk", "S")],
+    "items": [("pk", "S")],
 }
 
 

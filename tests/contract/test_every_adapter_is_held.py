@@ -8,12 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from narrows.adapters import control, dynamodb, faiss, kinesis, memory, memory_vectors, opensearch, s3, sqs
+from narrows.adapters import (
+    control,
+    dynamodb,
+    faiss,
+    items,
+    kinesis,
+    memory,
+    memory_vectors,
+    opensearch,
+    s3,
+    sqs,
+)
 
 HERE = Path(__file__).parent
 ADAPTERS = {
     name
-    for module in (control, dynamodb, faiss, kinesis, memory, memory_vectors, opensearch, s3, sqs)
+    for module in (control, dynamodb, faiss, items, kinesis, memory, memory_vectors, opensearch, s3, sqs)
     for name, one in inspect.getmembers(module, inspect.isclass)
     if one.__module__ == module.__name__ and not name.startswith("_")
 }

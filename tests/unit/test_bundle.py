@@ -18,6 +18,7 @@ import pytest
 
 from narrows.adapters.bundle import Cellar, Live, Refresher, Serving, load_serving, stages_of
 from narrows.adapters.memory import MemoryPolicyLog
+from narrows.adapters.snapshots import SnapshotCopy
 from narrows.control import Pointer
 from narrows.errors import SnapshotError, StoreUnavailable
 from narrows.events import Event
@@ -30,7 +31,8 @@ from narrows.pipeline import Request, Stages, recommend
 from narrows.policy import Change
 from narrows.ranking import EmbeddedRanker, ModelManifest, write_manifest
 from narrows.settings import App, load_app
-from narrows.snapshot import ItemSnapshot, open_base, write_base
+from narrows.snapshot import ItemSnapshot, open_base, write_base, write_delta
+from narrows.snapshot_versions import delta_file
 from narrows.sources import als, covisitation, load_sources, popular
 from narrows.visitor import Visitor
 
@@ -297,11 +299,15 @@ class Control:
         self.log = MemoryPolicyLog()
         self.asked: list[float] = []
         self.loads: list[Live] = []
-        self.cellar = Cellar(app, cellar, self.download)
+        self.cellar = Cellar(app, SnapshotCopy(cellar, self.download, self.get))
         self.store = store
 
     def download(self, prefix: str, folder: Path) -> None:
         shutil.copytree(self.store / prefix, folder, dirs_exist_ok=True)
+
+    def get(self, key: str) -> bytes | None:
+        path = self.store / key
+        return path.read_bytes() if path.exists() else None
 
     def current(self) -> Live:
         self._fail()
@@ -346,6 +352,7 @@ def refresher(app: App, control: Control, sleep: Callable[[float], object] | Non
         policy_log=control,
         current=control.current,
         load=control.load,
+        follow=control.cellar.follow,
         now=lambda: control.time,
         jitter=random.Random(0),
         sleep=sleep,
@@ -368,6 +375,98 @@ def test_a_moved_pointer_is_followed_as_a_whole(app: App, control: Control) -> N
         fresh.tick()
     assert len(control.loads) == 1
     assert fresh.last_error is None
+
+
+def extend(control: Control, number: int, ids: Sequence[str], **columns: Sequence[object]) -> None:
+    """Publish the next delta of the live snapshot, and move the pointer to it."""
+    folder, before = control.store / "snapshot", open_base(control.store / "snapshot")
+    versions = sorted(path.name for path in folder.glob("delta-*.npz"))
+    for name in versions:
+        before = before.apply(folder / name)
+    version = f"s1+{number:06d}-abc"
+    write_delta(folder / delta_file(version), before, ids, columns, version=version)
+    control.live = replace(control.live, snapshot=Pointer(version, "snapshot", NOW))
+
+
+def test_a_delta_brings_new_items_without_loading_anything_again(app: App, control: Control) -> None:
+    """The newest item is offered as fresh and ranked; what was known of it by its id holds; models stay."""
+    refreshed = refresher(app, control)
+    control.point("model", "snapshot")
+    refreshed.tick()
+    before = refreshed.stages
+    control.append([Change("block", "late-1", True)], now=NOW)
+    extend(control, 1, ["late-0", "late-1"], created_at=[NOW + 1, NOW + 2], price=[0.5, 0.5])
+    for _ in range(2):  # the pointers' turn, and the policy's
+        control.time += 3.0
+        refreshed.tick()
+    after = refreshed.stages
+    assert (after.snapshot.version, after.snapshot.size) == ("s1+000001-abc", 62)
+    assert len(control.loads) == 1
+    assert after.sources["als"] is before.sources["als"]
+    request = Request("homepage", 20, NOW + 10, after.clock() + 5.0, "r1", user_key="u#1")
+    answer = recommend(request, after)
+    assert (answer.fallback, answer.degraded) == ("full", {})
+    assert "late-0" in [item.item_id for item in answer.slate]
+    assert "late-1" not in [item.item_id for item in answer.slate]
+    assert "late-0" not in [item.item_id for item in recommend(request, heard(before)).slate]
+
+
+def test_deltas_are_fetched_at_most_once_in_the_apps_interval(app: App, control: Control) -> None:
+    """However often the pointer moves; the first comes at once, and none is left out."""
+    refreshed = refresher(app, control)
+    control.point("model", "snapshot")
+    refreshed.tick()
+    every_s, seen = app.freshness.snapshot_delta_s, []
+    for number in range(1, 6):
+        extend(control, number, [f"late-{number}"] if number < 5 else ["item-00000"], price=[1.0])
+        control.time += 3.0
+        refreshed.tick()
+        seen.append(refreshed.stages.snapshot.version)
+    assert seen[0] == "s1+000001-abc"
+    assert len(set(seen)) <= 1 + 12.0 / (every_s / 2)
+    control.time += every_s
+    refreshed.tick()
+    assert refreshed.stages.snapshot.version == "s1+000005-abc"
+    assert refreshed.stages.snapshot.size == 64
+    assert refreshed.last_error is None
+
+
+def test_a_delta_that_is_not_there_yet_is_asked_for_again(app: App, control: Control) -> None:
+    """What is served stays, the failure is told, and the file is found when it comes."""
+    refreshed = refresher(app, control)
+    control.point("model", "snapshot")
+    refreshed.tick()
+    extend(control, 1, ["late"], price=[1.0])
+    path = control.store / "snapshot" / delta_file("s1+000001-abc")
+    kept = path.read_bytes()
+    path.unlink()
+    control.time += 3.0
+    refreshed.tick()
+    assert refreshed.stages.snapshot.version == "s1"
+    assert "is not there yet" in (refreshed.last_error or "")
+    path.write_bytes(kept)
+    control.time += 120.0
+    refreshed.tick()
+    assert (refreshed.stages.snapshot.size, refreshed.last_error) == (61, None)
+
+
+def test_a_damaged_delta_is_read_again_from_the_base(app: App, control: Control) -> None:
+    """It is never applied; once it is whole, the snapshot is opened anew with it."""
+    refreshed = refresher(app, control)
+    control.point("model", "snapshot")
+    refreshed.tick()
+    extend(control, 1, ["late"], price=[1.0])
+    path = control.store / "snapshot" / delta_file("s1+000001-abc")
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-30])
+    control.time += 3.0
+    refreshed.tick()
+    assert refreshed.stages.snapshot.version == "s1"
+    assert "SnapshotError" in (refreshed.last_error or "")
+    path.write_bytes(kept)
+    control.time += 120.0
+    refreshed.tick()
+    assert (refreshed.stages.snapshot.size, refreshed.last_error) == (61, None)
 
 
 def test_policy_changes_arrive_within_the_poll(app: App, control: Control) -> None:
@@ -547,6 +646,7 @@ def test_no_rule_waits_for_a_model_that_loads(app: App, control: Control) -> Non
         policy_log=control,
         current=control.current,
         load=slow,
+        follow=control.cellar.follow,
         now=time.time,
         jitter=random.Random(0),
         pointers_every_s=0.01,

@@ -1,0 +1,295 @@
+"""Items as they change: a verdict for each that is sent, and the one write that everything else follows.
+
+The table is the truth about items. A row of the snapshot is given to an item in the transaction that stores
+it first, and what the rules must know at once (sold out, deleted) goes into the policy log in that same
+transaction; the table's stream feeds the snapshot and the vector index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from narrows.errors import Conflict, InvalidInput, StoreUnavailable
+from narrows.item_upsert import VERSION, ItemUpsert, parse_item, sent_id
+from narrows.policy import Change
+from narrows.retrieval import Floats
+from narrows.settings import App, Catalogue
+from narrows.snapshot import ItemSnapshot
+from narrows.text_vectors import documents
+
+ITEMS_A_WRITE = 80
+"""DynamoDB's transactions hold 100 writes; 18 are the policy log's and the counter's."""
+ATTEMPTS = 6
+SEND_AGAIN = "the item was not stored; send it again"
+Status = Literal["accepted", "unchanged", "stale", "rejected"]
+Published = Callable[[], ItemSnapshot | None]
+
+
+@dataclass(frozen=True)
+class ItemEntry:
+    """An item as it is stored; a deleted one keeps its row for good.
+
+    `first_at` is when it was stored first, in epoch seconds. `vector` holds float32 as bytes, b"" where no
+    network has seen it, and `vector_version` the version of the network.
+    """
+
+    item_id: str
+    row: int
+    version: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+    deleted: bool = False
+    first_at: float = 0.0
+    vector: bytes = b""
+    vector_version: str = ""
+
+
+@dataclass(frozen=True)
+class ItemWrite:
+    """An entry that takes the place of the version `replaces`, None for none."""
+
+    entry: ItemEntry
+    replaces: int | None
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """The next row that an item gets moves from `expected`, None where there was none, to `next_row`."""
+
+    expected: int | None
+    next_row: int
+
+
+class ItemTable(Protocol):
+    """Items by id, and the next row."""
+
+    def read(self, item_ids: Sequence[str]) -> Mapping[str, ItemEntry]:
+        """The stored ones of these; StoreUnavailable when it cannot tell."""
+
+    def next_row(self) -> int | None:
+        """The row that the next new item gets; None before the first."""
+
+    def write(
+        self, writes: Sequence[ItemWrite], block: RowBlock | None, changes: Sequence[Change], *, now: float
+    ) -> None:
+        """Store all of them and append the changes to the policy log, or nothing.
+
+        Conflict where an item, the block or the log was moved by somebody else; at most `ITEMS_A_WRITE`.
+        """
+
+
+class ItemEncoder(Protocol):
+    """The item network that is live: what is written about items -> their vectors."""
+
+    @property
+    def version(self) -> str:
+        """The version of the network, which the vectors must share with the visitors' network."""
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """float32[n, d]; zeros for a text that says nothing to it."""
+
+
+@dataclass(frozen=True)
+class ItemVerdict:
+    """What became of the item at `index`; a rejected one names field, value and remedy.
+
+    "unchanged": it is stored like this already. "stale": a newer version is.
+    """
+
+    index: int
+    item_id: str | None
+    status: Status
+    field: str | None = None
+    value: str | None = None
+    remedy: str | None = None
+
+    def shown(self) -> dict[str, Any]:
+        """For the response: only what is known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def freshen(
+    sent: Sequence[object],
+    *,
+    app: App,
+    table: ItemTable,
+    published: Published,
+    encoder: ItemEncoder | None,
+    now: float,
+) -> list[ItemVerdict]:
+    """Judge each item on its own and store the good ones; a verdict for each, in order.
+
+    `published` gives the live snapshot, None before the first: items that were published before the table
+    knew them keep their rows. Without an encoder items have no vector. An older version than the stored one
+    changes nothing; the same again changes nothing either; an id that comes twice in one batch counts once.
+    """
+    verdicts: dict[int, ItemVerdict] = {}
+    good: dict[str, tuple[int, ItemUpsert]] = {}
+    for index, raw in enumerate(sent):
+        try:
+            upsert = parse_item(raw, app.catalogue)
+            if upsert.item_id in good:
+                remedy = "it came before in this batch; send an item once in a batch"
+                raise InvalidInput(app.catalogue.id, upsert.item_id, remedy)
+            good[upsert.item_id] = (index, upsert)
+        except InvalidInput as error:
+            verdicts[index] = _rejected(index, sent_id(raw, app.catalogue), error)
+    placed = list(good.values())
+    for start in range(0, len(placed), ITEMS_A_WRITE):
+        chunk = placed[start : start + ITEMS_A_WRITE]
+        batch = _Batch([one for _, one in chunk], app.catalogue, table, published, encoder, now)
+        for (index, _), verdict in zip(chunk, batch.store(), strict=True):
+            verdicts[index] = replace(verdict, index=index)
+    return [verdicts[index] for index in sorted(verdicts)]
+
+
+def without_twins(sent: Iterable[object], catalogue: Catalogue) -> list[list[object]]:
+    """What came in one batch of a stream, cut so that no id comes twice in a part; the order stays."""
+    parts: list[list[object]] = [[]]
+    seen: set[str] = set()
+    for raw in sent:
+        item_id = sent_id(raw, catalogue)
+        if item_id is not None and item_id in seen:
+            parts.append([])
+            seen = set()
+        seen |= {item_id} if item_id is not None else set()
+        parts[-1].append(raw)
+    return parts
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Items that are stored together; distinct ids."""
+
+    upserts: Sequence[ItemUpsert]
+    catalogue: Catalogue
+    table: ItemTable
+    published: Published
+    encoder: ItemEncoder | None
+    now: float
+
+    def store(self) -> list[ItemVerdict]:
+        """A verdict for each; what races with others is judged again by what they wrote."""
+        try:
+            for _ in range(ATTEMPTS):
+                stored = self.table.read([one.item_id for one in self.upserts])
+                verdicts = [self._judge(one, stored.get(one.item_id)) for one in self.upserts]
+                wanted = [
+                    one
+                    for one, verdict in zip(self.upserts, verdicts, strict=True)
+                    if verdict.status == "accepted"
+                ]
+                if not wanted or self._written(wanted, stored):
+                    return verdicts
+        except StoreUnavailable as error:
+            return [self._lost(one, str(error)) for one in self.upserts]
+        return [self._lost(one, "others changed these items at the same time") for one in self.upserts]
+
+    def _judge(self, upsert: ItemUpsert, stored: ItemEntry | None) -> ItemVerdict:
+        accepted = ItemVerdict(0, upsert.item_id, "accepted")
+        if stored is None:
+            return accepted
+        same = (stored.deleted, stored.values) == (upsert.deleted, upsert.values)
+        version = self._version(upsert)
+        if same and upsert.version in (None, stored.version):
+            return replace(accepted, status="unchanged")
+        if version > stored.version:
+            return accepted
+        if upsert.version is not None and version < stored.version:
+            return replace(accepted, status="stale")
+        remedy = f"version {stored.version} is stored with other content; send a higher version"
+        return _rejected(0, upsert.item_id, InvalidInput(VERSION, upsert.version, remedy))
+
+    def _version(self, upsert: ItemUpsert) -> int:
+        return int(self.now * 1000) if upsert.version is None else upsert.version
+
+    def _written(self, wanted: Sequence[ItemUpsert], stored: Mapping[str, ItemEntry]) -> bool:
+        """Whether they are stored; not where somebody else wrote first."""
+        rows, new, block = self._rows([one.item_id for one in wanted], stored)
+        vectors = self._vectors(wanted)
+        writes: list[ItemWrite] = []
+        changes: list[Change] = []
+        for upsert in wanted:
+            before = stored.get(upsert.item_id)
+            entry = self._entry(upsert, before, rows[upsert.item_id], vectors.get(upsert.item_id, b""))
+            writes.append(ItemWrite(entry, before.version if before else None))
+            changes += rule_changes(entry, before, self.catalogue, is_new=upsert.item_id in new)
+        try:
+            self.table.write(writes, block, changes, now=self.now)
+        except Conflict:
+            return False
+        return True
+
+    def _entry(self, upsert: ItemUpsert, before: ItemEntry | None, row: int, vector: bytes) -> ItemEntry:
+        return ItemEntry(
+            item_id=upsert.item_id,
+            row=row,
+            version=self._version(upsert),
+            values=upsert.values,
+            deleted=upsert.deleted,
+            first_at=before.first_at if before else self.now,
+            vector=vector,
+            vector_version=self.encoder.version if self.encoder and vector else "",
+        )
+
+    def _rows(
+        self, item_ids: Sequence[str], stored: Mapping[str, ItemEntry]
+    ) -> tuple[dict[str, int], set[str], RowBlock | None]:
+        """The row of each item, which of them get one now, and the block that these come from."""
+        rows = {item_id: stored[item_id].row for item_id in item_ids if item_id in stored}
+        unknown = [item_id for item_id in item_ids if item_id not in rows]
+        if not unknown:
+            return rows, set(), None
+        published = self.published()
+        there = published.rows(unknown).tolist() if published else [-1] * len(unknown)
+        rows |= {item_id: row for item_id, row in zip(unknown, there, strict=True) if row >= 0}
+        new = [item_id for item_id in unknown if item_id not in rows]
+        if not new:
+            return rows, set(), None
+        expected = self.table.next_row()
+        first = (published.size if published else 0) if expected is None else expected
+        rows |= {item_id: first + place for place, item_id in enumerate(new)}
+        return rows, set(new), RowBlock(expected, first + len(new))
+
+    def _vectors(self, upserts: Sequence[ItemUpsert]) -> dict[str, bytes]:
+        """What the network says of the items that something is written about."""
+        if self.encoder is None or not upserts:
+            return {}
+        names = {name for one in upserts for name in one.values}
+        table = {name: [one.values.get(name) for one in upserts] for name in names}
+        texts = documents(table, self.catalogue) if table else [""] * len(upserts)
+        vectors = np.asarray(self.encoder.embed(texts), np.float32)
+        return {
+            one.item_id: vector.tobytes()
+            for one, text, vector in zip(upserts, texts, vectors, strict=True)
+            if text.strip() and vector.any()
+        }
+
+    def _lost(self, upsert: ItemUpsert, reason: str) -> ItemVerdict:
+        return ItemVerdict(0, upsert.item_id, "rejected", "item", reason, SEND_AGAIN)
+
+
+def rule_changes(
+    entry: ItemEntry, before: ItemEntry | None, catalogue: Catalogue, *, is_new: bool
+) -> list[Change]:
+    """What the rules must know of an item from now on: whether it is in stock, and whether it is there.
+
+    Of an item that is new nothing is known but what stands against it; of one that was published before the
+    table knew it anything may have been said, so that all is said again.
+    """
+    changes: list[Change] = []
+    if entry.deleted or (before.deleted if before else not is_new):
+        changes.append(Change("deleted", entry.item_id, entry.deleted))
+    stock = entry.values.get(catalogue.stock) if catalogue.stock else None
+    sold_out = stock == 0
+    was = before.values.get(catalogue.stock) == 0 if before and catalogue.stock else not is_new
+    if stock is not None and not entry.deleted and (sold_out or was):
+        changes.append(Change("stock", entry.item_id, not sold_out))
+    return changes
+
+
+def _rejected(index: int, item_id: str | None, error: InvalidInput) -> ItemVerdict:
+    return ItemVerdict(index, item_id, "rejected", error.field, error.value, error.remedy)

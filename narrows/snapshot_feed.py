@@ -1,0 +1,184 @@
+"""Changed items -> what changes in the snapshot that serving reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrows.catalogue import ItemColumns, item_columns
+from narrows.encoding import Array, missing, recoded
+from narrows.freshening import ItemEntry
+from narrows.settings import Catalogue
+from narrows.snapshot import ItemSnapshot, write_base, write_delta
+from narrows.sources.rows import look_up
+
+SPARE_ROWS = 8192
+"""Lines for new items behind a base: when they are used up, a new base is written."""
+
+
+@dataclass(frozen=True, eq=False)
+class SnapshotChange:
+    """What the entries change of a snapshot: columns over `ids`, which stand in rows `rows` int32[n]."""
+
+    ids: tuple[str, ...]
+    rows: NDArray[np.int32]
+    columns: Mapping[str, Array]
+    vocabularies: Mapping[str, tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fits(self, snapshot: ItemSnapshot) -> bool:
+        """Whether the snapshot has lines, and columns wide enough, for all of it."""
+        wide = all(
+            column.shape[1:] <= snapshot.full[name].shape[1:]
+            for name, column in self.columns.items()
+            if column.ndim > 1
+        )
+        return wide and int(self.rows.max(initial=-1)) < snapshot.capacity
+
+    def write(self, path: Path, snapshot: ItemSnapshot, version: str) -> None:
+        """Write it as the delta that leads from the snapshot to `version`."""
+        new = self.rows[snapshot.rows(self.ids) < 0]
+        padded = {name: _widened(column, snapshot.full[name]) for name, column in self.columns.items()}
+        write_delta(
+            path,
+            snapshot,
+            self.ids,
+            padded,
+            version=version,
+            vocabularies=self.vocabularies,
+            new_rows=new.tolist(),
+        )
+
+
+def change_of(entries: Sequence[ItemEntry], snapshot: ItemSnapshot, catalogue: Catalogue) -> SnapshotChange:
+    """What is different after these entries, of which the last of an item counts; nothing for what is there.
+
+    A deleted item keeps its row and nothing else. An item that says no time was created when it was stored
+    first, or keeps the time that the snapshot has.
+    """
+    newest = list({entry.item_id: entry for entry in entries}.values())
+    items = _columns(newest, catalogue)
+    rows = np.asarray([entry.row for entry in newest], np.int32)
+    columns = {name: column for name, column in items.columns.items() if name in snapshot.full}
+    words = {name: words for name, words in items.vocabularies.items() if name in columns}
+    known = snapshot.rows(items.ids)
+    if "created_at" in columns:
+        columns["created_at"] = _creation(newest, columns["created_at"], known, snapshot)
+    if "price_position" in columns and "price" in columns:
+        columns["price_position"] = _positions(rows, columns, words, snapshot)
+    kept = np.flatnonzero((known < 0) | ~_same(rows, columns, words, snapshot))
+    return SnapshotChange(
+        tuple(items.ids[place] for place in kept.tolist()),
+        rows[kept],
+        {name: column[kept] for name, column in columns.items()},
+        words,
+    )
+
+
+def empty_base(directory: Path, catalogue: Catalogue, *, version: str) -> None:
+    """Write a base without items, with every column that the app declares."""
+    items = _columns([], catalogue)
+    write_base(
+        directory, (), items.columns, version=version, spare=SPARE_ROWS, vocabularies=items.vocabularies
+    )
+
+
+def new_base(directory: Path, snapshot: ItemSnapshot, change: SnapshotChange, *, version: str) -> None:
+    """Write what the snapshot holds as a base of its own, with room for the change and many more."""
+    columns = {
+        name: _widened(column, change.columns.get(name, column)) for name, column in snapshot.columns.items()
+    }
+    words = {name: snapshot.vocabulary(name) for name in columns if snapshot.vocabulary(name)}
+    last = int(change.rows.max(initial=-1)) + 1
+    write_base(
+        directory,
+        snapshot.ids_by_row(),
+        columns,
+        version=version,
+        spare=max(last - snapshot.size, 0) + SPARE_ROWS,
+        vocabularies=words | {name: () for name in snapshot.vocabularies if name not in words},
+    )
+
+
+def _columns(entries: Sequence[ItemEntry], catalogue: Catalogue) -> ItemColumns:
+    names = (
+        *catalogue.text[:1], catalogue.categories, catalogue.brand, catalogue.price, catalogue.time,
+        catalogue.regions, *catalogue.attributes,
+    )  # fmt: skip
+    table = {name: [entry.values.get(name) for entry in entries] for name in names if name}
+    return item_columns({**table, catalogue.id: [entry.item_id for entry in entries]}, catalogue)
+
+
+def _creation(
+    entries: Sequence[ItemEntry], said: Array, known: NDArray[np.int32], snapshot: ItemSnapshot
+) -> Array:
+    """When each was created; nan for what is deleted, so that nothing offers it as new."""
+    stored = np.asarray([entry.first_at for entry in entries], np.float64)
+    before = look_up(snapshot.columns["created_at"], known, np.nan)
+    created = np.where(np.isnan(said), np.where(known >= 0, before, stored), said)
+    created[[entry.deleted for entry in entries]] = np.nan
+    return np.asarray(created, np.float64)
+
+
+def _positions(
+    rows: NDArray[np.int32],
+    columns: Mapping[str, Array],
+    words: Mapping[str, tuple[str, ...]],
+    snapshot: ItemSnapshot,
+) -> Array:
+    """Where each price stands among those of its category, as `catalogue.price_position` has it.
+
+    The other items' positions are left as they are, until a new base is written from the whole catalogue.
+    """
+    everywhere = np.zeros(snapshot.size, np.int32)
+    groups = snapshot.columns.get("category", everywhere)
+    codes = np.zeros(len(rows), np.int32)
+    if "category" in columns:
+        codes, _ = recoded(columns["category"], words["category"], snapshot.vocabulary("category"))
+    prices = snapshot.columns["price"]
+    found = np.full(len(rows), np.nan, np.float32)
+    for place, (row, code, price) in enumerate(zip(rows, codes, columns["price"], strict=True)):
+        others = (groups == code) & ~np.isnan(prices)
+        others[row : row + 1] = False
+        count = int(others.sum())
+        if not np.isnan(price):
+            below = (prices[others] < price).sum() + (prices[others] <= price).sum()
+            found[place] = below / (2.0 * count) if count else 0.5
+    return found
+
+
+def _same(
+    rows: NDArray[np.int32],
+    columns: Mapping[str, Array],
+    words: Mapping[str, tuple[str, ...]],
+    snapshot: ItemSnapshot,
+) -> NDArray[np.bool_]:
+    """Whether the snapshot's lines hold these values already."""
+    same = rows < snapshot.size
+    inside = np.where(same, rows, 0)
+    for name, values in columns.items():
+        column = snapshot.full[name]
+        if name in words:
+            values, _ = recoded(values, words[name], snapshot.vocabulary(name))
+        if values.shape[1:] > column.shape[1:]:
+            return np.zeros(len(rows), np.bool_)
+        there, wanted = column[inside], _widened(values, column)
+        wanted = wanted.astype(column.dtype) if column.dtype.kind == "f" else wanted
+        equal = (there == wanted) | ((there != there) & (wanted != wanted))  # nan is missing as well
+        same &= equal.reshape(len(rows), -1).all(axis=1)
+    return same
+
+
+def _widened(column: Array, like: Array) -> Array:
+    """A column of lists with as many places as another, filled up with what is missing."""
+    if column.ndim < 2 or column.shape[1] >= like.shape[1]:
+        return column
+    wide = np.full((len(column), like.shape[1]), missing(column.dtype), column.dtype)
+    wide[:, : column.shape[1]] = column
+    return wide
