@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
-from pyspark.sql.window import Window
 
 from narrows.settings import EventType
 
@@ -126,49 +125,53 @@ def negatives(
     First what stood in the same slate, then what the visitor was shown before, both without an outcome; only
     then items at random, drawn as often as they are touched. Nothing that the visitor ever acted on.
     """
-    offered = _passed_over(positives, impressed).unionByName(_drawn(positives, catalogue_like))
-    theirs = acted.select("user_id", F.col("item_id").alias("negative_id")).distinct()
-    left = offered.join(theirs, ["user_id", "negative_id"], "left_anti")
-    order = Window.partitionBy("user_id", "time", "item_id")
-    tie = F.xxhash64("user_id", "time", "item_id", "negative_id")
-    again = Window.partitionBy("user_id", "time", "item_id", "negative_id").orderBy("rank")
-    once = left.withColumn("again", F.row_number().over(again)).where("again = 1")
-    ranked = once.withColumn("place", F.row_number().over(order.orderBy("rank", tie)))
-    names = F.element_at(F.array(*map(F.lit, ("slate", "shown_before", "catalogue"))), F.col("rank"))
-    return ranked.where(F.col("place") <= NEGATIVES).select(
-        "user_id", "time", "item_id", "negative_id", names.alias("drawn_from"), "weight"
+    known = positives.join(_passed_over(impressed, acted), "user_id", "left").join(
+        acted.groupBy("user_id").agg(F.collect_set("item_id").alias("theirs")), "user_id", "left"
+    )
+    before = "filter(coalesce(nothing, array()), one -> one.first_at <= time)"
+    offered = F.expr(f"slice(sort_array(transform({before}, {_RANKED})), 1, {NEGATIVES})")
+    drawn = F.expr(
+        f"transform(array_except({_DRAWN}, concat(coalesce(theirs, array()), offered.negative_id)), "
+        "one -> struct(3 AS rank, 0L AS tie, one AS negative_id, 1D AS weight))"
+    )
+    chosen = F.slice(F.concat("offered", "drawn"), 1, NEGATIVES)
+    names = F.element_at(F.array(*map(F.lit, ("slate", "shown_before", "catalogue"))), F.col("one.rank"))
+    return (
+        known.crossJoin(F.broadcast(_urn(catalogue_like)))
+        .withColumn("offered", offered)
+        .withColumn("drawn", drawn)
+        .select("user_id", "time", "item_id", F.explode(chosen).alias("one"))
+        .select("user_id", "time", "item_id", "one.negative_id", names.alias("drawn_from"), "one.weight")
     )
 
 
-def _passed_over(positives: DataFrame, impressed: DataFrame) -> DataFrame:
-    nothing = impressed.where("label = 0").select(
-        "user_id",
-        F.col("item_id").alias("negative_id"),
-        F.col("recommendation_id").alias("slate"),
-        "shown_at",
-        "weight",
-    )
-    joined = positives.join(nothing, "user_id").where("shown_at <= time")
-    in_slate = F.coalesce(F.col("slate") == F.col("recommendation_id"), F.lit(False))
-    return joined.select(
-        "user_id", "time", "item_id", "negative_id", F.when(in_slate, 1).otherwise(2).alias("rank"), "weight"
-    )
+_RANKED = (
+    "one -> struct(if(array_contains(one.slates, recommendation_id), 1, 2) AS rank, "
+    "xxhash64(user_id, time, item_id, one.negative_id) AS tie, one.negative_id, one.weight)"
+)
+_DRAWN = (  # twice as many as are wanted, since some may be the visitor's own
+    f"transform(if(size(urn) > 0, sequence(1, {2 * NEGATIVES}), array()), draw -> "
+    "element_at(urn, cast(pmod(xxhash64(user_id, time, item_id, draw), size(urn)) + 1 AS int)))"
+)
 
 
-def _drawn(positives: DataFrame, catalogue_like: DataFrame) -> DataFrame:
+def _passed_over(impressed: DataFrame, acted: DataFrame) -> DataFrame:
+    """For each visitor the items that were shown and never acted on, with their slates and the first time."""
+    nothing = impressed.where("label = 0").join(
+        acted.select("user_id", "item_id").distinct(), ["user_id", "item_id"], "left_anti"
+    )
+    each = nothing.groupBy("user_id", F.col("item_id").alias("negative_id")).agg(
+        F.min("shown_at").alias("first_at"),
+        F.collect_set("recommendation_id").alias("slates"),
+        F.max("weight").alias("weight"),
+    )
+    one = F.struct("negative_id", "first_at", "slates", "weight")
+    return each.groupBy("user_id").agg(F.collect_list(one).alias("nothing"))
+
+
+def _urn(catalogue_like: DataFrame) -> DataFrame:
     sample = catalogue_like.orderBy(F.xxhash64("item_id", "time")).select("item_id").limit(MOST_DRAWN)
-    urn = sample.agg(F.sort_array(F.collect_list("item_id")).alias("urn"))
-    draws = F.explode(F.sequence(F.lit(1), F.lit(2 * NEGATIVES))).alias("draw")
-    place = F.pmod(F.xxhash64("user_id", "time", "item_id", "draw"), F.greatest(F.size("urn"), F.lit(1)))
-    drawn = positives.select("user_id", "time", "item_id", draws).crossJoin(F.broadcast(urn))
-    return drawn.where(F.size("urn") > 0).select(
-        "user_id",
-        "time",
-        "item_id",
-        F.element_at("urn", (place + 1).cast("int")).alias("negative_id"),
-        F.lit(3).alias("rank"),
-        F.lit(1.0).alias("weight"),
-    )
+    return sample.agg(F.sort_array(F.collect_list("item_id")).alias("urn"))
 
 
 def _outcomes(events: DataFrame, types: Mapping[str, EventType]) -> DataFrame:
