@@ -77,8 +77,9 @@ class Slots:
     rows: Rows
     alive: Flags
     tags: Mapping[str, Tags]
-    _filters: OrderedDict[Any, Flags] = field(default_factory=OrderedDict)
+    _filters: OrderedDict[Any, Bits] = field(default_factory=OrderedDict)
     _packed: OrderedDict[Any, tuple[Bits, int]] = field(default_factory=OrderedDict)
+    _place: list[NDArray[np.int32]] = field(default_factory=list)
 
     @staticmethod
     def empty() -> Slots:
@@ -88,6 +89,32 @@ class Slots:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @staticmethod
+    def of(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Slots:
+        """What `arrays` gave."""
+        names = [str(name) for name in arrays[f"{prefix}names"]]
+        tags = {
+            name: Tags(
+                {str(value): code for code, value in enumerate(arrays[f"{prefix}values_{name}"])},
+                arrays[f"{prefix}slots_{name}"],
+                arrays[f"{prefix}codes_{name}"],
+            )
+            for name in names
+        }
+        return Slots(arrays[f"{prefix}rows"], arrays[f"{prefix}alive"], tags)
+
+    def arrays(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """All of it as arrays to be stored, their names beginning with `prefix`."""
+        found: dict[str, NDArray[Any]] = {
+            f"{prefix}rows": self.rows,
+            f"{prefix}alive": self.alive,
+            f"{prefix}names": np.asarray(list(self.tags), np.str_),
+        }
+        for name, one in self.tags.items():
+            found[f"{prefix}values_{name}"] = np.asarray(list(one.vocabulary), np.str_)
+            found[f"{prefix}slots_{name}"], found[f"{prefix}codes_{name}"] = one.slots, one.codes
+        return found
+
     @property
     def living(self) -> int:
         """How many slots are alive."""
@@ -95,14 +122,18 @@ class Slots:
 
     def passing(self, where: Where) -> Flags:
         """bool[slots]: alive, and holding what the filter asks for."""
-        return self.alive & self._holding(where) if where.any_of else self.alive
+        if not where.any_of:
+            return self.alive
+        return np.unpackbits(self.packed(where)[0], count=len(self), bitorder="little").view(np.bool_)
 
     def packed(self, where: Where) -> tuple[Bits, int]:
         """The passing slots as a bitmap, lowest bit first, and how many they are."""
 
         def made() -> tuple[Bits, int]:
-            passing = self.passing(where)
-            return np.packbits(passing, bitorder="little"), int(np.count_nonzero(passing))
+            bits = np.packbits(self.alive, bitorder="little")
+            if where.any_of:
+                bits &= self._holding(where)
+            return bits, int(np.bitwise_count(bits).sum())
 
         return _kept(self._packed, where.key(), made)
 
@@ -117,7 +148,6 @@ class Slots:
 
     def joined(self, other: Slots) -> Slots:
         """With the slots of another behind these."""
-        names = {*self.tags, *other.tags}
 
         def of(slots: Slots, name: str) -> Tags:
             return slots.tags.get(name, Tags.empty())
@@ -128,20 +158,37 @@ class Slots:
 
     def without(self, rows: Rows) -> Slots:
         """With the slots of these rows dead; filters stay known, since only the living changed."""
-        hit = np.isin(self.rows, rows)
-        return replace(self, alive=self.alive & ~hit, _packed=OrderedDict()) if hit.any() else self
+        place = self._places()
+        at = place[rows[(rows >= 0) & (rows < len(place))]]
+        at = at[at >= 0]
+        at = at[self.alive[at]]
+        if not len(at):
+            return self
+        alive = self.alive.copy()
+        alive[at] = False
+        return replace(self, alive=alive, _packed=OrderedDict())
+
+    def _places(self) -> NDArray[np.int32]:
+        """int32[highest row + 1]: the last slot of each row, -1 for none; found once, since rows stay."""
+        if not self._place:
+            place = np.full(int(self.rows.max(initial=-1)) + 1, -1, np.int32)
+            place[self.rows] = np.arange(len(self.rows), dtype=np.int32)
+            self._place.append(place)
+        return self._place[0]
 
     def taken(self, kept: NDArray[np.intp]) -> Slots:
         """The slots kept, in order, renumbered."""
         tags = {name: one.taken(kept, len(self)) for name, one in self.tags.items()}
         return Slots(self.rows[kept], self.alive[kept], tags)
 
-    def _holding(self, where: Where) -> Flags:
-        def made() -> Flags:
+    def _holding(self, where: Where) -> Bits:
+        """A bitmap as `packed` gives it, of the dead as well."""
+
+        def made() -> Bits:
             found = np.ones(len(self), np.bool_)
             for name, values in where.any_of.items():
                 found &= self.tags.get(name, Tags.empty()).holding(values, len(self))
-            return found
+            return np.packbits(found, bitorder="little")
 
         return _kept(self._filters, where.key(), made)
 
