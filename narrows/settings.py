@@ -21,7 +21,17 @@ from narrows.toml_reading import Table, choose, read_json_texts, read_toml
 Seed = Literal["history", "item", "cart"]
 After = Literal["closed", "open"]
 
-SOURCE_NAMES = ("als", "covisitation", "popular", "fresh", "two_tower", "session")
+SOURCE_NAMES = (
+    "als",
+    "covisitation",
+    "popular",
+    "fresh",
+    "two_tower",
+    "session",
+    "bought_together",
+    "content",
+    "trending",
+)
 RUNGS = ("full", "remembered", "in_process", "last_slate", "segment", "static")
 RULE_NAMES = ("stock", "region", "do_not_show", "blocked")
 LARGEST_LIMIT = 100

@@ -115,6 +115,13 @@ def app_of(container: Container) -> App | None:
     return load_app(folder) if name and (folder / "app.toml").is_file() else None
 
 
+def asked_sources(container: Container) -> frozenset[str]:
+    """The sources that any surface of the app asks for; those of the default quotas without an app."""
+    app = app_of(container)
+    quotas = [one for surface in app.surfaces.values() for one in surface.sources] if app else QUOTAS
+    return frozenset(quota.name for quota in quotas)
+
+
 def funnel(container: Container) -> tuple[tuple[SourceQuota, ...], int]:
     """(quotas, candidates ranked at most) of the surface that the ranker is trained for.
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.retrieval import CandidateSource, Floats, Query, Rows
-from narrows.sources import als, covisitation, popular, session, two_tower
+from narrows.sources import als, bought_together, content, covisitation, popular, session, trending, two_tower
 from narrows.sources.fresh import fresh
 from narrows.sources.rows import RowsOf
 
@@ -20,6 +20,9 @@ SOURCES = {
     "popular": popular,
     "two_tower": two_tower,
     "session": session,
+    "bought_together": bought_together,
+    "content": content,
+    "trending": trending,
 }
 
 

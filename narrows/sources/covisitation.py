@@ -126,7 +126,7 @@ def weigh(interactions: Interactions, pairs: Pairs, params: Params) -> Covisitat
     source, target = keys // interactions.item_count, keys % interactions.item_count
     strengths = counts / pairs.popularity[target] ** params.popularity
     strengths /= pairs.popularity[source] ** params.activity
-    source, target, strengths = _strongest(source, target, strengths, params.neighbours)
+    source, target, strengths = strongest(source, target, strengths, params.neighbours)
     offsets = np.searchsorted(source, np.arange(interactions.item_count + 1)).astype(np.int64)
     return Covisitation(
         interactions.item_ids, offsets, target.astype(np.int32), strengths.astype(np.float32), params
@@ -148,7 +148,7 @@ def _weighted_counts(pairs: Pairs, params: Params) -> tuple[NDArray[np.int64], N
     return keys[first], np.add.reduceat(each, first)
 
 
-def _strongest(
+def strongest(
     source: NDArray[np.int64], target: NDArray[np.int64], strengths: NDArray[np.float64], most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """At most `most` neighbours of each item, the strongest; the order of the input is kept."""

@@ -72,7 +72,7 @@ def fit(interactions: Interactions, params: Params, segments: Sequence[str] | No
     counts = np.bincount(interactions.items, weights=weights, minlength=interactions.item_count)
     everyone = counts / max(float(counts.sum()), 1e-12)
     names, shares = [""], [everyone]
-    for name, chosen in _busiest(interactions, segments, params.most_segments):
+    for name, chosen in busiest(interactions, segments, params.most_segments):
         held = np.bincount(
             interactions.items[chosen], weights=weights[chosen], minlength=interactions.item_count
         )
@@ -89,9 +89,10 @@ def decayed(interactions: Interactions, half_life_s: float) -> NDArray[np.float6
     return np.asarray(weights * 0.5 ** ((interactions.times.max() - interactions.times) / half_life_s))
 
 
-def _busiest(
+def busiest(
     interactions: Interactions, segments: Sequence[str] | None, most: int
 ) -> list[tuple[str, NDArray[np.bool_]]]:
+    """(name, which events are of it) of the segments with the most events, at most `most`."""
     if segments is None:
         return []
     each = np.asarray(segments, str)[interactions.users]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from narrows.errors import BundleError
 from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Retrieved, Rows
+from narrows.vector_index import MOST_RESULTS, VectorIndex
 
 RowsOf = Callable[[Sequence[str]], Rows]
 NOTHING = Retrieved(NO_ROWS, NO_WEIGHTS)
@@ -33,6 +34,46 @@ def best(scores: Floats, quota: int, exclude: Rows) -> Retrieved:
     order = np.lexsort((found, -scores[found]))[:count]
     rows = found[order].astype(np.int32)
     return Retrieved(rows, scores[rows])
+
+
+def nearest(
+    vectors: Floats, wanted: Floats, quota: int, exclude: Rows, index: VectorIndex | None
+) -> Retrieved:
+    """The rows with the highest inner products, by the index, or without one by comparing every row.
+
+    `vectors` float32[size, d] are nan where a row has none.
+    """
+    if index is None:
+        scores = vectors @ wanted
+        return best(np.where(np.isnan(scores), -np.inf, scores), quota, exclude)
+    excluded = known(exclude, len(vectors))
+    found = index.search(wanted, min(max(quota + len(excluded), 1), MOST_RESULTS))
+    rows, scores = found.rows[0], found.scores[0]
+    kept = (rows >= 0) & ~np.isin(rows, excluded)
+    return Retrieved(rows[kept][:quota], scores[kept][:quota])
+
+
+def fill_missing(
+    vectors: Floats,
+    rows: Rows,
+    texts: Sequence[str],
+    embed: Callable[[Sequence[str]], Floats],
+    index: VectorIndex | None,
+) -> None:
+    """Write the vectors of texts, in place, to those of the rows that have none; the index gets them too.
+
+    A row that the table does not hold and a text whose vector is zero are left out. Requests that are under
+    way see a row without a vector or with its whole vector.
+    """
+    inside = np.flatnonzero((rows >= 0) & (rows < len(vectors)))
+    wanted = inside[np.isnan(vectors[rows[inside], 0])]
+    found = embed([texts[at] for at in wanted.tolist()])
+    said = np.abs(found).sum(axis=1) > 0
+    placed = rows[wanted[said]]
+    if index is not None and len(placed):
+        index.upsert(placed, found[said])
+    vectors[placed, 1:] = found[said, 1:]
+    vectors[placed, 0] = found[said, 0]  # last: whoever reads looks here whether there is a vector
 
 
 def scatter(rows: Rows, values: NDArray[Any], size: int, missing: float) -> NDArray[Any]:

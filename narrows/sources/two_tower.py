@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,18 @@ from numpy.typing import NDArray
 
 from narrows.networks import Weights, item_vectors, user_vectors
 from narrows.retrieval import Floats, Query, Retrieved, Rows
-from narrows.sources.rows import NOTHING, RowsOf, best, known, load_arrays, look_up, save_arrays, scatter
+from narrows.sources.rows import (
+    NOTHING,
+    RowsOf,
+    fill_missing,
+    load_arrays,
+    look_up,
+    nearest,
+    save_arrays,
+    scatter,
+)
 from narrows.text_vectors import HashedWords, TextEncoder
-from narrows.vector_index import MOST_RESULTS, VectorIndex
+from narrows.vector_index import VectorIndex
 
 FILE = "two_tower.npz"
 SIGNALS = ("score", "last")
@@ -118,34 +128,15 @@ class TwoTowerSource:
         return replace(self, index=index)
 
     def place(self, rows: Rows, texts: Sequence[str]) -> None:
-        """Give each row without a vector the one that its text says; a text that says nothing gives none.
-
-        Rows that the table does not hold are left out; the index, where there is one, gets what the table
-        gets. Requests that are under way see a row without a vector or with its whole vector.
-        """
-        inside = (rows >= 0) & (rows < len(self.vectors))
-        wanted = [at for at in np.flatnonzero(inside).tolist() if np.isnan(self.vectors[rows[at], 0])]
-        found = _embedded(self.weights, self.encoder, [texts[at] for at in wanted])
-        said = np.abs(found).sum(axis=1) > 0
-        placed = rows[wanted][said]
-        if self.index is not None and len(placed):
-            self.index.upsert(placed, found[said])
-        self.vectors[placed, :0:-1] = found[said, :0:-1]
-        self.vectors[placed, 0] = found[said, 0]  # last: whoever reads looks here whether there is a vector
+        """Give each row without a vector the one that its text says; the index gets it too."""
+        fill_missing(self.vectors, rows, texts, partial(_embedded, self.weights, self.encoder), self.index)
 
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The rows with the highest inner products with the visitor's vector."""
         visitor = self.visitor(query)
         if visitor is None:
             return NOTHING
-        if self.index is None:
-            scores = self.vectors @ visitor
-            return best(np.where(np.isnan(scores), -np.inf, scores), quota, query.exclude)
-        excluded = known(query.exclude, len(self.vectors))
-        found = self.index.search(visitor, min(max(quota + len(excluded), 1), MOST_RESULTS))
-        rows, scores = found.rows[0], found.scores[0]
-        kept = (rows >= 0) & ~np.isin(rows, excluded)
-        return Retrieved(rows[kept][:quota], scores[kept][:quota])
+        return nearest(self.vectors, visitor, quota, query.exclude, self.index)
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The inner products for given rows; nan for unknown rows, or where the visitor is unknown."""

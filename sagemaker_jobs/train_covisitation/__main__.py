@@ -1,4 +1,7 @@
-"""Tunes and fits co-visitation and popularity, counts item statistics, writes the segment slates."""
+"""Tunes and fits what is counted: co-visitation, popularity and, where a surface asks, the other sources.
+
+Item statistics and the segment slates come from here as well.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ from narrows.adapters.bundle import SEGMENTS_FILE
 from narrows.evaluation.leave_one_out import Cases, cases, find, first_hundred
 from narrows.evaluation.metrics import gain_at, hit_at, mean
 from narrows.features import statistics
-from narrows.interactions import Interactions
-from narrows.sources import covisitation, popular
+from narrows.sources import SOURCES, covisitation, popular
 from sagemaker_jobs.container import Container, Progress, run, write_json
-from sagemaker_jobs.training_set import TrainingSet, read
+from sagemaker_jobs.train_covisitation.further_sources import best_of, further_sources, span
+from sagemaker_jobs.training_set import TrainingSet, asked_sources, read
 from sagemaker_jobs.tuning import Tuned, descend
 
 AXES = {
@@ -36,6 +39,7 @@ MOST_CASES = 4000
 BUDGET_S = 75.0
 SLATE = 200
 HALF_LIVES = (0.25, 1 / 16, 1 / 64)
+FEWER_CASES = 1000
 
 
 def train(container: Container) -> None:
@@ -47,7 +51,9 @@ def train(container: Container) -> None:
     held = cases(data.log, back=1).sample(MOST_CASES, np.random.default_rng(seed))
     shares = tune_popularity(data, held, progress)
     tuned = tune(data, held, container.number("budget_s", BUDGET_S), progress)
-    recent = statistics.Params(half_life_s=max(_span(data.replay) / 16, statistics.DAY_S))
+    recent = statistics.Params(half_life_s=max(span(data.replay) / 16, statistics.DAY_S))
+    fewer = held.sample(FEWER_CASES, np.random.default_rng(seed))
+    further = further_sources(asked_sources(container), data, fewer, seed)
     for folder, events in data.parts.items():
         target = container.model / folder
         target.mkdir(exist_ok=True)
@@ -56,12 +62,15 @@ def train(container: Container) -> None:
         slates.save(target / popular.FILE)
         statistics.fit(events, recent).save(target / statistics.FILE)
         write_json(target / SEGMENTS_FILE, slates.slates(SLATE))
+        for name, source in further.items():
+            source.fit(events).save(target / SOURCES[name].FILE)
         progress.say(f"fitted on {len(events):,} events for {folder}")
     write_json(
         container.model / "covisitation.json",
         {
             "params": asdict(tuned.params),
             "popular": asdict(shares),
+            **{name: asdict(source.params) for name, source in further.items()},
             "trials": tuned.trials,
             "out_of_time": tuned.out_of_time,
             "labels_per_user": data.labels,
@@ -90,20 +99,10 @@ def tune(data: TrainingSet, held: Cases, budget_s: float, progress: Progress) ->
 
 def tune_popularity(data: TrainingSet, held: Cases, progress: Progress) -> popular.Params:
     """The half-life, as a share of the time that the log spans, that finds most; no decay unless it helps."""
-    best, best_score = popular.Params(), -1.0
-    for share in (0.0, *HALF_LIVES):
-        params = popular.Params(half_life_s=share * _span(data.replay))
-        source = popular.fit(data.replay, params).bind(data.rows_of, data.log.item_count)
-        ranks = find(held, partial(first_hundred, source)).ranks
-        score = mean(hit_at(ranks, 100)) + mean(gain_at(ranks, 10))
-        if score > best_score:
-            best, best_score = params, score
+    tried = [popular.Params(half_life_s=share * span(data.replay)) for share in (0.0, *HALF_LIVES)]
+    best: popular.Params = best_of(tried, partial(popular.fit, data.replay), data, held)
     progress.say(f"popularity: {best}")
     return best
-
-
-def _span(events: Interactions) -> float:
-    return float(events.times.max() - events.times.min()) if len(events) else 0.0
 
 
 if __name__ == "__main__":

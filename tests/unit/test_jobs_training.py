@@ -104,7 +104,8 @@ def test_every_source_and_both_stages_find_the_next_item(trained: tuple[Path, di
     """Seven in ten next items can be known: whoever sees order comes near, and beats popularity."""
     _, report = trained
     hits = {name: part["hit_at_10"] for name, part in report["reports"].items()}
-    assert set(hits) == {"als", "covisitation", "popular", "fresh", "two_stage"}
+    counted = {"als", "covisitation", "bought_together", "content", "trending", "popular", "fresh"}
+    assert set(hits) == {*counted, "two_stage"}
     assert hits["two_stage"] > 0.6
     assert hits["covisitation"] > 0.6
     assert hits["als"] > hits["popular"] + 0.1
@@ -227,9 +228,10 @@ def test_replayed_candidates_are_those_that_serving_gathers(trained: tuple[Path,
                 executor=executor,
             )
             ours = stages.candidates(asked)
-            assert not gathered.failures
+            assert gathered.failures == {"two_tower": "absent", "session": "absent"}  # nobody trained them
             assert np.array_equal(ours.rows, gathered.candidates.rows)
-            assert np.array_equal(ours.ranks, gathered.candidates.ranks)
+            asked_for = [gathered.candidates.source_names.index(name) for name in ours.source_names]
+            assert np.array_equal(ours.ranks, gathered.candidates.ranks[:, asked_for])
 
 
 def test_a_ranker_never_learns_from_what_its_sources_saw(

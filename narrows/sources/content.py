@@ -1,0 +1,122 @@
+"""Content: items that are written about like those that the visitor chose last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from narrows.retrieval import Floats, Query, Retrieved, Rows
+from narrows.sources.rows import (
+    NOTHING,
+    RowsOf,
+    fill_missing,
+    load_arrays,
+    look_up,
+    nearest,
+    save_arrays,
+    scatter,
+)
+from narrows.text_vectors import HashedWords, TextEncoder
+from narrows.vector_index import VectorIndex
+
+FILE = "content.npz"
+SIGNALS = ("score", "last")
+
+
+@dataclass(frozen=True)
+class Params:
+    """A query asks for the mean of its last `history` items, the k-th last weighing `history_decay**k`."""
+
+    history: int = 10
+    history_decay: float = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """`vectors` float32[items, c] of length one, zero rows for items of which nothing is written."""
+
+    item_ids: NDArray[Any]
+    vectors: Floats
+    encoder: HashedWords
+    params: Params
+
+    def save(self, path: Path) -> None:
+        """Write one `.npz`."""
+        written = {"rarity": self.encoder.rarity, "directions": self.encoder.directions}
+        save_arrays(path, {"item_ids": self.item_ids, "vectors": self.vectors, **written}, self.params)
+
+    def bind(self, rows_of: RowsOf, size: int) -> ContentSource:
+        """The source that serves it over a snapshot of `size` rows, comparing every item."""
+        rows = rows_of(self.item_ids.tolist())
+        said = np.abs(self.vectors).sum(axis=1) > 0
+        table = scatter(np.where(said, rows, -1), self.vectors, size, np.nan)
+        return ContentSource(table, self.encoder, self.params)
+
+
+def load(path: Path) -> Content:
+    """Read what `save` wrote."""
+    arrays, params = load_arrays(path, ("item_ids", "vectors", "rarity", "directions"))
+    encoder = HashedWords(arrays["rarity"], arrays["directions"])
+    return Content(arrays["item_ids"], arrays["vectors"], encoder, Params(**params))
+
+
+@dataclass(frozen=True, eq=False)
+class ContentSource:
+    """Serves whoever chose something of which something is written; needs no event of an item.
+
+    `vectors` float32[size, c], nan where a row has none.
+    """
+
+    vectors: Floats
+    encoder: TextEncoder
+    params: Params
+    index: VectorIndex | None = None
+    name: str = "content"
+    signal_names: tuple[str, ...] = SIGNALS
+
+    def searching(self, index: VectorIndex) -> ContentSource:
+        """The same over an index that holds its vectors."""
+        return replace(self, index=index)
+
+    def place(self, rows: Rows, texts: Sequence[str]) -> None:
+        """Give each row without a vector the one that its text says."""
+        fill_missing(self.vectors, rows, texts, self.encoder.encode, self.index)
+
+    def retrieve(self, query: Query, quota: int) -> Retrieved:
+        """The rows that are written about most alike."""
+        taste = self._taste(query)
+        if taste is None:
+            return NOTHING
+        return nearest(self.vectors, taste, quota, query.exclude, self.index)
+
+    def score(self, query: Query, rows: Rows) -> Floats:
+        """The cosine to the mean of the last items."""
+        return np.ascontiguousarray(self.signals(query, rows)[:, 0])
+
+    def signals(self, query: Query, rows: Rows) -> Floats:
+        """float32[n, 2]: the score, and the cosine to the last item; nan where nothing is written."""
+        out = np.full((len(rows), len(SIGNALS)), np.nan, np.float32)
+        taste = self._taste(query)
+        if taste is not None:
+            vectors = look_up(self.vectors, rows, np.nan)
+            out[:, 0] = vectors @ taste
+            out[:, 1] = vectors @ self._recent(query)[-1]
+        return out
+
+    def _taste(self, query: Query) -> Floats | None:
+        recent = self._recent(query)
+        if not len(recent):
+            return None
+        weights = self.params.history_decay ** np.arange(len(recent))[::-1]
+        mean = weights @ recent
+        return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-9), np.float32)
+
+    def _recent(self, query: Query) -> Floats:
+        items = np.concatenate([query.history, query.seeds])[-self.params.history :]
+        vectors: Floats = look_up(self.vectors, items, np.nan)
+        return vectors[~np.isnan(vectors[:, 0])]
