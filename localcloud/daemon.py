@@ -142,6 +142,7 @@ class Daemon:
         self._await(lambda: _answers(port), START_S, "the API")
         base = f"http://{HOST}:{port}"
         self.addresses = {"api": base, "page": f"{base}/", "aws_endpoint": endpoint}
+        self.addresses |= {"search": search} if search else {}
         self._write_state()
         self._tell(ready=True, **self.addresses)
         self._fall_silent()

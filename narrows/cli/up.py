@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
         "--workers", type=between(1, MOST_WORKERS), default=2, help="processes of the API (default: 2)"
     )
     up.add_argument("--port", type=between(0, 65_535), default=0, help="the API's port (default: a free one)")
-    up.add_argument("--json", action="store_true", help="print api, page and aws_endpoint as one JSON object")
+    up.add_argument("--json", action="store_true", help="print the addresses as one JSON object")
     up.set_defaults(run=run_up)
     down = commands.add_parser("down", help="stop the local cloud", description=DOWN)
     down.add_argument("--json", action="store_true", help="print the result as one JSON object")

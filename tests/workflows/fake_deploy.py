@@ -29,7 +29,10 @@ def main() -> None:
         "follow", "stream_handlers.record", {"SEEN": os.path.join(os.environ["NARROWS_HOME"], "seen")}
     )
     aws.mapping("follow", aws.stream("events"))
-    report_ready(outputs={"Fake": {"Stream": "events"}})
+    outputs = {"Stream": "events"}
+    if "--search-url" in sys.argv:
+        outputs["Search"] = sys.argv[sys.argv.index("--search-url") + 1]
+    report_ready(outputs={"Fake": outputs})
 
 
 if __name__ == "__main__":

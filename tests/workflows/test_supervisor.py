@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from plain_aws import ROOT, Aws, wait_for
 
-from localcloud import supervisor
+from localcloud import opensearch, supervisor
 from localcloud.daemon import Modules
 from localcloud.home import StartError
+from localcloud.jars import JarMissing
+from localcloud.opensearch import JdkMissing
 from localcloud.processes import is_running, started_at
+from narrows.adapters.opensearch import OpenSearchIndexVersions, connect
+from narrows.errors import StoreUnavailable
+from narrows.index_settings import IndexSettings
+from narrows.vector_index import IndexGone
+from tests.servers import unavailable
 
 HERE = Path(__file__).parent
 FAKE = Modules(aws="plain_aws", deploy="fake_deploy")  # without the second that moto takes to load
@@ -218,3 +226,40 @@ def test_the_command_line_answers_in_json(home: Path) -> None:
     assert done.returncode == 1
     assert json.loads(done.stdout) == {"running": False, "failure": None, "parts": [], "streams": {}}
     assert time.monotonic() - began < 5
+
+
+def test_opensearch_comes_with_an_app_whose_vectors_lie_there(home: Path) -> None:
+    """The deployment is told its address; killed, it comes back there with what it held; down ends it."""
+    try:
+        opensearch.command(home, 0, os.environ)
+    except (JarMissing, JdkMissing) as error:
+        unavailable("OpenSearch", str(error))
+    told: list[Any] = []
+    addresses = supervisor.up(
+        home,
+        "shopnow",
+        detach=True,
+        workers=1,
+        prepare=lambda _, outputs: told.append(outputs["Fake"]["Search"]),
+        modules=FAKE,
+    )
+    assert told == [addresses["search"]]
+    client = connect(addresses["search"], timeout_s=10.0)
+    settings = IndexSettings(engine="lucene", replicas=0)
+    versions = OpenSearchIndexVersions(client, "narrows-shopnow-local", settings, search_s=10.0)
+    versions.create("v1", 4).upsert(np.asarray([7], np.int32), np.eye(4, dtype=np.float32)[:1])
+    versions.promote("v1")
+    os.kill(part(home, "opensearch")["pid"], signal.SIGKILL)
+    wait_for(lambda: part(home, "opensearch")["restarts"] == 1, 30, "OpenSearch")
+
+    def found() -> bool:
+        try:
+            return bool(versions.open().search(np.eye(4, dtype=np.float32)[0], 1).rows[0, 0] == 7)
+        except (StoreUnavailable, IndexGone):
+            return False
+
+    wait_for(found, 60, "the index")
+    client.close()
+    supervisor.down(home)
+    assert processes_of(home) == []
+    assert not (home / "opensearch").exists()
