@@ -40,10 +40,13 @@ class Stage:
     feature_window_s: int = 1
     landing_batch: int = 5000
     landing_window_s: int = 60
+    item_stream: bool = True  # items may also come through Kinesis, not over HTTP alone
+    item_window_s: int = 10  # changes of items that make one delta of the snapshot
     log_days: int = 14
     landing_days: int = 90
     schedule_training: bool = False
     tuning_budget_s: int = 600  # of each training job, for the choice of its parameters
+    learned_budget_s: int = 3600  # of each learned source, for all of its training
     ranker_rows: int = 3_500_000  # at most, of replayed candidates that the ranker learns from
     training_instance: str = "ml.m5.xlarge"
     training_image: str = "pytorch-training:2.6.0-cpu-py312-ubuntu22.04-sagemaker"
@@ -66,9 +69,12 @@ STAGES: Mapping[str, Stage] = {
         authorization="none",
         feature_window_s=0,
         ranker_rows=600_000,
+        learned_budget_s=20,
         tuning_budget_s=6,  # a laptop's demo shows the workflow; it is not where parameters are chosen
         landing_batch=2000,
         landing_window_s=2,
+        item_stream=False,
+        item_window_s=1,
     ),
     "dev": Stage("dev", retain=False),
     "staging": Stage("staging", retain=True, provisioned_concurrency=1, schedule_training=True),
@@ -185,7 +191,12 @@ def _contradictions(stage: Stage) -> list[Problem]:
     if stage.feature_window_s > 1:
         remedy = "at most 1: three clicks change the next slate within three seconds"
         problems.append(_problem("feature_window_s", stage.feature_window_s, remedy))
-    for name, most in (("feature_batch", 2000), ("landing_batch", 10_000), ("landing_window_s", 300)):
+    for name, most in (
+        ("feature_batch", 2000),
+        ("landing_batch", 10_000),
+        ("landing_window_s", 300),
+        ("item_window_s", 300),
+    ):
         if getattr(stage, name) > most:
             problems.append(_problem(name, getattr(stage, name), f"at most {most}"))
     if stage.search_url and not re.match(r"https?://", stage.search_url):

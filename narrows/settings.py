@@ -32,6 +32,7 @@ SOURCE_NAMES = (
     "content",
     "trending",
 )
+LEARNED_SOURCES = ("two_tower", "session")
 RUNGS = ("full", "remembered", "in_process", "last_slate", "segment", "static")
 RULE_NAMES = ("stock", "region", "do_not_show", "blocked")
 LARGEST_LIMIT = 100
@@ -143,6 +144,11 @@ class Training:
 
     schedule: Mapping[str, str]
     gate: PromotionGate
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The learned sources that are to be trained; the app serves without the others."""
+        return tuple(name for name in LEARNED_SOURCES if self.schedule.get(name, "never") != "never")
 
 
 @dataclass(frozen=True)

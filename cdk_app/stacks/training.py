@@ -119,6 +119,8 @@ class TrainingStack(cdk.Stack):
             "TrainingImage": f"{account}.dkr.ecr.{cdk.Aws.REGION}.{cdk.Aws.URL_SUFFIX}/{image}",
             "TrainingInstance": self._stage.training_instance,
             "TuningBudgetS": str(self._stage.tuning_budget_s),
+            "LearnedBudgetS": str(self._stage.learned_budget_s),
+            "LearnedSources": " ".join(self._config.app.training.learned) or "none",
             "RankerRows": str(self._stage.ranker_rows),
             "TrainingRoleArn": self.training_role.role_arn,
             "PromoteModelFunction": self.promote_model.function.function_arn,

@@ -16,13 +16,12 @@ from narrows.adapters.publishing import write_snapshot
 from narrows.cli.console import CommandFailed, Console
 from narrows.cli.places import Places
 from narrows.cli.steps import Steps
-from narrows.settings import App
+from narrows.settings import LEARNED_SOURCES
 
 DESCRIPTION = """\
 Train the candidate sources and the ranker on what `narrows import` wrote: the same programs that SageMaker
 runs in AWS. The model bundle goes to NARROWS_HOME/apps/<app>/models/<version>/."""
 SOURCE_JOBS = ("train_als", "train_covisitation")
-LEARNED = ("two_tower", "session")
 CURRENT = "current"
 
 
@@ -44,9 +43,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--learned",
         nargs="*",
-        choices=LEARNED,
+        choices=LEARNED_SOURCES,
         metavar="NAME",
-        help=f"which of {', '.join(LEARNED)} to train; by default those in the app's training.schedule",
+        help=f"which of {', '.join(LEARNED_SOURCES)} to train; by default those of the app's schedule",
     )
     parser.add_argument(
         "--json", action="store_true", help="print version, folder and times as one JSON object"
@@ -73,7 +72,7 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     items = item_table(data, app.catalogue.id)
     given = {} if arguments.budget is None else {"budget_s": arguments.budget}
     training = _Training(places, app.name, data, version, given)
-    learned = learned_sources(app) if arguments.learned is None else tuple(arguments.learned)
+    learned = app.training.learned if arguments.learned is None else tuple(arguments.learned)
     steps = Steps(console, 2 + len(learned))
     steps.begin("sources", "ALS and co-visitation, side by side")
     with ThreadPoolExecutor(2) as pool:
@@ -89,11 +88,6 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     console.say(f"bundle: {bundle}\nnext: narrows evaluate --app {app.name}")
     seconds = {name: round(value, 1) for name, value in steps.seconds.items()}
     return {"app": app.name, "version": version, "bundle": str(bundle), "seconds": seconds}
-
-
-def learned_sources(app: App) -> tuple[str, ...]:
-    """The learned sources that the app's schedule names."""
-    return tuple(name for name in LEARNED if app.training.schedule.get(name, "never") != "never")
 
 
 def imported(places: Places, app: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lambdas.promote_model.contract import asked
+from narrows.settings import LEARNED_SOURCES
 
 ROOT = Path(__file__).parents[2]
 DEFINITION = json.loads((ROOT / "stepfunctions" / "train_and_promote.asl.json").read_text())
@@ -87,7 +88,7 @@ def test_job_names_fit_sagemaker() -> None:
         for one in TRAININGS.values()
     ]
     assert all(len(found) == 1 and len(found[0]) + 40 <= 63 for (*found,) in names)
-    assert len({found[0] for found in names}) == 4
+    assert len({found[0] for found in names}) == 6
 
 
 def test_each_training_runs_a_program_that_exists() -> None:
@@ -95,10 +96,36 @@ def test_each_training_runs_a_program_that_exists() -> None:
     programs = {one["Parameters"]["HyperParameters"]["sagemaker_program"] for one in TRAININGS.values()}
     assert programs == {
         f"sagemaker_jobs/{name}/__main__.py"
-        for name in ("train_als", "train_covisitation", "train_ranker", "evaluate")
+        for name in (
+            "train_als",
+            "train_covisitation",
+            "train_two_tower",
+            "train_session",
+            "train_ranker",
+            "evaluate",
+        )
     }
     absent = {program for program in programs if not (ROOT / program).exists()}
     assert not absent
+
+
+@pytest.mark.parametrize("name", LEARNED_SOURCES)
+def test_a_learned_source_is_trained_where_the_schedule_names_it(name: str) -> None:
+    """Its branch asks first, and ends without a job where none was named; a job goes on from checkpoints."""
+    beside = STATES["Train, and build the features"]["Branches"][1]["States"]
+    sources = beside["Train the candidate sources"]
+    assert sources["Parameters"]["learned"] == "${LearnedSources}"
+    branches = {
+        f"*{one}*": branch for one, branch in zip(LEARNED_SOURCES, sources["Branches"][2:], strict=True)
+    }
+    states = branches[f"*{name}*"]["States"]
+    asks = states[branches[f"*{name}*"]["StartAt"]]
+    (wanted,) = asks["Choices"]
+    assert (wanted["Variable"], wanted["StringMatches"]) == ("$.learned", f"*{name}*")
+    parameters = states[wanted["Next"]]["Parameters"]
+    assert parameters["HyperParameters"]["sagemaker_program"] == f"sagemaker_jobs/train_{name}/__main__.py"
+    assert "/artifacts/{}/checkpoints/" in parameters["CheckpointConfig"]["S3Uri.$"]
+    assert states[asks["Default"]]["Type"] == "Succeed"
 
 
 def test_training_folders_hold_nothing_else() -> None:
@@ -132,7 +159,10 @@ def test_nothing_trains_before_the_data_are_judged() -> None:
     assert STATES["Read the live model"]["Next"] == "Compact the events"
     assert STATES["Compact the events"]["Next"] == "Prepare the training"
     prepared = STATES["Prepare the training"]
-    assert [branch["StartAt"] for branch in prepared["Branches"]] == ["Check the data", "Build the training set"]
+    assert [branch["StartAt"] for branch in prepared["Branches"]] == [
+        "Check the data",
+        "Build the training set",
+    ]
     beside = STATES[prepared["Next"]]["Branches"]
     assert [branch["StartAt"] for branch in beside] == ["Build the features", "Train the candidate sources"]
 
