@@ -125,9 +125,10 @@ class DecayedCount(Fold):
 
     def put(self, state: State, taken: float, event: Event) -> State:
         value, time = state
-        if time is None or time > event.time:
-            return self.merge(state, (taken, event.time))
-        return (value * 2.0 ** ((time - event.time) / self.half_life_s) + taken, event.time)
+        now = event.time
+        if time is None or time > now:
+            return self.merge(state, (taken, now))
+        return (value * 2.0 ** ((time - now) / self.half_life_s) + taken, now)
 
     def merge(self, left: State, right: State) -> State:
         (value, time), (other, other_time) = left, right
@@ -234,7 +235,12 @@ class SmoothedRate(Fold):
         return replace(self, of=self.of.narrowed(event_type), per=self.per.narrowed(event_type))
 
     def put(self, state: State, taken: tuple[float, float], event: Event) -> State:
-        return self.merge(state, (*taken, event.time))
+        won, tried, time = state
+        now = event.time
+        if time is None or time > now:
+            return self.merge(state, (*taken, now))
+        weight = self._decay(now - time)
+        return (taken[0] + won * weight, taken[1] + tried * weight, now)
 
     def merge(self, left: State, right: State) -> State:
         if left[2] is None or right[2] is None:

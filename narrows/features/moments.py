@@ -54,7 +54,8 @@ class FirstSeen(Fold):
         return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: float, event: Event) -> State:  # noqa: ARG002  # only the time counts
-        return self.merge(state, (event.time,))
+        time = state[0]
+        return (event.time,) if time is None or event.time < time else state
 
     def merge(self, left: State, right: State) -> State:
         if left[0] is None or right[0] is None:
@@ -82,6 +83,10 @@ class LastSeen(FirstSeen):
     """When the newest event happened, in epoch seconds; state (time or None,)."""
 
     name: ClassVar[str] = "last_seen"
+
+    def put(self, state: State, taken: float, event: Event) -> State:  # noqa: ARG002  # only the time counts
+        time = state[0]
+        return (event.time,) if time is None or event.time > time else state
 
     def merge(self, left: State, right: State) -> State:
         if left[0] is None or right[0] is None:

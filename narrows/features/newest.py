@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -62,9 +64,12 @@ class LastN(Fold):
         return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: tuple[float, str, str, str], event: Event) -> State:  # noqa: ARG002
-        if not state or taken > tuple(state[-1]):
+        if not state or taken[0] > state[-1][0]:
             return (*(state if len(state) < self.keep else state[1:]), taken)
-        return self._newest((*state, taken))
+        place = bisect_left(state, taken)
+        if place < len(state) and state[place] == taken:
+            return state
+        return (*state[:place], taken, *state[place:])[-self.keep :]
 
     def merge(self, left: State, right: State) -> State:
         return self._newest((*left, *right))
@@ -133,11 +138,11 @@ class LastValue(Fold):
     def taken(self) -> Callable[[Event], float | None]:
         if not self.texts:
             return self.of.amount
-        text_of, code = self.of.text, self._code
+        text_of, codes, other = self.of.text, self._codes.get, float(len(self.texts))
 
         def place(event: Event) -> float | None:
             text = text_of(event)
-            return None if text is None else code(text)
+            return None if text is None else codes(text, other)
 
         return place
 
@@ -146,7 +151,7 @@ class LastValue(Fold):
 
     def put(self, state: State, taken: float, event: Event) -> State:
         entry = (event.time, event.event_id, taken)
-        return entry if entry > tuple(state) else state
+        return entry if not state or entry[0] > state[0] or entry > tuple(state) else state
 
     def merge(self, left: State, right: State) -> State:
         return max(tuple(left), tuple(right))
@@ -181,4 +186,8 @@ class LastValue(Fold):
         return np.array([*(self._code(word) for word in column.words), np.nan])[column.codes]
 
     def _code(self, text: str) -> float:
-        return float(self.texts.index(text) if text in self.texts else len(self.texts))
+        return self._codes.get(text, float(len(self.texts)))
+
+    @cached_property
+    def _codes(self) -> Mapping[str, float]:
+        return {text: float(place) for place, text in enumerate(self.texts)}

@@ -108,13 +108,13 @@ class FeatureSet:
         folded = dict(state)
         if not self._keys.issuperset(folded):
             folded = {key: one for key, one in folded.items() if key in self._keys}
+        plans, held = self._plans, folded.get
         for event in events:
-            for read, puts in self._plan(event.event_type):
+            for read, puts in plans.get(event.event_type) or self._plan(event.event_type):
                 taken = read(event)
-                if taken is None:
-                    continue
-                for key, zero, put in puts:
-                    folded[key] = put(folded.get(key, zero), taken, event)
+                if taken is not None:
+                    for key, zero, put in puts:
+                        folded[key] = put(held(key, zero), taken, event)
         return folded
 
     def _plan(self, event_type: str) -> tuple[_Step, ...]:

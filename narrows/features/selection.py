@@ -74,7 +74,7 @@ class Selection:
     @cached_property
     def amount(self) -> Callable[[Event], float | None]:
         """The number that an event adds, 1 without `value`; None when the selection does not take it."""
-        return self._filtered(_one if self.value is None else _number_reader(self.value))
+        return self._filtered(unit if self.value is None else _number_reader(self.value))
 
     @cached_property
     def text(self) -> Callable[[Event], str | None]:
@@ -83,16 +83,32 @@ class Selection:
 
     def narrowed(self, event_type: str) -> Selection:
         """The same for events of this type, without looking at their type again."""
-        return replace(self, types=frozenset()) if event_type in self.types else self
+        if not self.types:
+            return self
+        return replace(self, types=frozenset()) if event_type in self.types else NEVER
 
     def _filtered(self, read: Callable[[Event], T | None]) -> Callable[[Event], T | None]:
         if not self.types and not self.where:
             return read
+        if self.types == NEVER.types:
+            return _nothing
+        if not self.types and len(self.where) == 1:
+            [(name, wanted)] = self.where.items()
+            if name not in FIELDS:
+                return lambda event: read(event) if event.properties.get(name) == wanted else None
         takes = self.takes
         return lambda event: read(event) if takes(event) else None
 
 
-def _one(event: Event) -> float:  # noqa: ARG001  # whatever the event is
+NEVER = Selection(frozenset({""}))
+"""Takes no event: no event's type is empty."""
+
+
+def _nothing(event: Event) -> None:  # noqa: ARG001  # whatever the event is
+    return None
+
+
+def unit(event: Event) -> float:  # noqa: ARG001  # whatever the event is
     return 1.0
 
 
@@ -108,25 +124,33 @@ def _fitting(wanted: Sequence[tuple[Reader, Scalar]]) -> Callable[[Event], bool]
 
 
 def _number_reader(name: str) -> Callable[[Event], float | None]:
-    read, finite = reader(name), math.isfinite
+    """Properties, which most features read, without a call for each."""
+    read, finite = FIELDS.get(name), math.isfinite
 
-    def number(event: Event) -> float | None:
-        amount = read(event)
-        if amount is None or isinstance(amount, str) or not finite(amount):
-            return None
-        return float(amount)
+    def field(event: Event) -> float | None:
+        amount = read(event) if read else None
+        return None if amount is None or isinstance(amount, str) or not finite(amount) else float(amount)
 
-    return number
+    def one_of_properties(event: Event) -> float | None:
+        amount = event.properties.get(name)
+        return None if amount is None or isinstance(amount, str) or not finite(amount) else float(amount)
+
+    return field if read else one_of_properties
 
 
 def _text_reader(name: str) -> Callable[[Event], str | None]:
-    read = reader(name)
+    """Properties, which most features read, without a call for each."""
+    read = FIELDS.get(name)
 
-    def text(event: Event) -> str | None:
-        found = read(event)
+    def field(event: Event) -> str | None:
+        found = read(event) if read else None
         return found if found and isinstance(found, str) else None
 
-    return text
+    def one_of_properties(event: Event) -> str | None:
+        found = event.properties.get(name)
+        return found if found and isinstance(found, str) else None
+
+    return field if read else one_of_properties
 
 
 def selection_of(declaration: FeatureDeclaration) -> Selection:

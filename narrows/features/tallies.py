@@ -28,7 +28,7 @@ from narrows.features.columns import (
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.folding import Additive, Fold, State, number
 from narrows.features.parameters import ParameterRule, whole
-from narrows.features.selection import HASH_RANGE, Selection, selection_of, text_hash
+from narrows.features.selection import HASH_RANGE, Selection, selection_of, text_hash, unit
 from narrows.features.sql_rows import SqlRows, mark_of
 
 KEEP = 100
@@ -152,16 +152,26 @@ class PerValue(Fold):
             text = None if inner is None else text_of(event)
             return None if text is None else (text, inner)
 
-        return pair
+        def pair_with_one(event: Event) -> tuple[str, float] | None:
+            text = text_of(event)
+            return None if text is None else (text, 1.0)
+
+        return pair_with_one if inner_of is unit else pair
 
     def narrowed(self, event_type: str) -> Self:
         return replace(self, kind=cast(Additive, self.kind.narrowed(event_type)))
 
-    def put(self, state: State, taken: tuple[str, Any], event: Event) -> State:
-        text, inner = taken
-        after = dict(state)
-        after[text] = self.kind.put(after.get(text, self._zero), inner, event)
-        return after if len(after) <= self.keep else least_hashes(after, self.keep)
+    @cached_property
+    def put(self) -> Callable[[State, tuple[str, Any], Event], State]:
+        inner_put, zero, keep = self.kind.put, self.kind.zero(), self.keep
+
+        def put(state: State, taken: tuple[str, Any], event: Event) -> State:
+            text, inner = taken
+            after = dict(state)
+            after[text] = inner_put(after.get(text, zero), inner, event)
+            return after if len(after) <= keep else least_hashes(after, keep)
+
+        return put
 
     def merge(self, left: State, right: State) -> State:
         merged = {**left, **right}
@@ -202,10 +212,6 @@ class PerValue(Fold):
         return (
             f"map_from_entries(transform({state}, one -> struct(one.word, {self.kind.sql_read(parts, now)})))"
         )
-
-    @cached_property
-    def _zero(self) -> State:
-        return self.kind.zero()
 
 
 @dataclass(frozen=True)
