@@ -131,8 +131,9 @@ def from_record(record: object) -> Event:
     if version not in range(1, NEWEST_VERSION + 1):
         raise InvalidInput("schema_version", version, f"this code reads versions up to {NEWEST_VERSION}")
     for name in _TEXTS:
-        if not isinstance(record.get(name), str | None):
-            raise InvalidInput(name, record[name], "a stored event has a string here, or nothing")
+        text = record.get(name)
+        if text is not None and not isinstance(text, str):
+            raise InvalidInput(name, text, "a stored event has a string here, or nothing")
     for name in ("event_id", "event_type"):
         if not record.get(name):
             raise InvalidInput(name, record.get(name), "a stored event has a non-empty string here")
@@ -217,8 +218,8 @@ def _is_unicode(value: str) -> bool:
 
 def _stored_number(record: Mapping[str, Any], name: str) -> float | None:
     value = record.get(name)
-    if value is None:
-        return None
+    if value is None or (type(value) is float and math.isfinite(value)):
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
         raise InvalidInput(name, value, "a stored event has a finite number here")
     return float(value)

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from narrows.events import session_key
+from narrows.events import Event, session_key, user_key
 from narrows.features.items import streamed
 from narrows.features.registry import FeatureSet
 from narrows.features.state import (
@@ -59,10 +59,14 @@ class StateFeatures:
 
 def keys_of(arrivals: Sequence[Arrival]) -> set[str]:
     """The states that these events touch, as far as the events tell."""
-    keys = {one.event.visitor_key for one in arrivals}
-    return keys | {
-        session_key(one.event.session_id) for one in arrivals if one.event.user_id and one.event.session_id
-    }
+    return {key for one in arrivals for key in touched(one.event)}
+
+
+def touched(event: Event) -> tuple[str, ...]:
+    """The state that the event folds into, and that of its session where it is a user's."""
+    if event.user_id and event.session_id:
+        return user_key(event.user_id), session_key(event.session_id)
+    return (event.visitor_key,)
 
 
 def followed(arrivals: Sequence[Arrival], states: Mapping[str, VisitorState]) -> set[str]:
@@ -84,12 +88,11 @@ def advance(
     through: dict[tuple[str, str], list[Arrival]] = defaultdict(list)
     own: dict[str, list[Arrival]] = defaultdict(list)
     for arrival in ordered:
-        event, key = arrival.event, arrival.event.visitor_key
+        key, *sessions = touched(arrival.event)
         own[key].append(arrival)
-        if event.user_id and event.session_id:
-            session = session_key(event.session_id)
+        for session in sessions:
             through[key, session].append(arrival)
-            if counts(event) and is_new(work.state(key), arrival):
+            if counts(arrival.event) and is_new(work.state(key), arrival):
                 work.login(key, session)
     for key, records in own.items():
         work.fold_own(key, records)

@@ -72,8 +72,9 @@ class _Packer:
 
     def add(self, values: Sequence[Any]) -> None:
         """One column; its length is known to who reads it."""
-        kinds = set(map(type, values))
-        add = _ADD.get(kinds.pop()) if len(kinds) == 1 else _Packer._mixed
+        kind = type(values[0])
+        alike = len(values) == 1 or len(set(map(type, values))) == 1
+        add = _ADD.get(kind) if alike else _Packer._mixed
         if add is None:
             raise TypeError(f"a state holds no {type(values[0]).__name__}: {values[0]!r}")
         add(self, values)
@@ -81,7 +82,7 @@ class _Packer:
     def _floats(self, values: Sequence[float]) -> None:
         moments = min(values) > _FIRST_MOMENT and max(values) < _LAST_MOMENT
         milliseconds = [round(one * 1e3) for one in values] if moments else []
-        if milliseconds and [one / 1e3 for one in milliseconds] == values:
+        if milliseconds and [one / 1e3 for one in milliseconds] == list(values):
             self.plan.append("m")
             self.moments += milliseconds
         elif all(map(float.is_integer, values)) and min(values) > -_EXACT and max(values) < _EXACT:
@@ -111,12 +112,12 @@ class _Packer:
         self.integers += map(int, values)
 
     def _tuples(self, values: Sequence[Sequence[Any]]) -> None:
-        sizes = [len(one) for one in values]
-        if len(set(sizes)) == 1:
+        sizes = list(map(len, values))
+        if sizes.count(sizes[0]) == len(sizes):
             self.plan.append("t")
             self.integers.append(sizes[0])
             for column in zip(*values, strict=True):
-                self.add(list(column))
+                self.add(column)
             return
         self.plan.append("v")
         self.integers += sizes
@@ -149,10 +150,12 @@ class _Packer:
     def written(self) -> bytes:
         """All columns as bytes."""
         order: dict[str, int] = {}
-        references = []
-        for text in self.texts:  # 0 for one that was not seen before, else 1 + its place
-            references.append(order[text] + 1 if text in order else 0)
-            order.setdefault(text, len(order))
+        references = []  # 0 for a text that was not seen before, else 1 + its place
+        for text in self.texts:
+            place = order.get(text, 0)
+            references.append(place)
+            if not place:
+                order[text] = len(order) + 1
         sizes, uuids, plain = [], [], []
         for text in order:
             if len(text) == _UUID_CHARACTERS and _UUID.fullmatch(text):
@@ -162,10 +165,12 @@ class _Packer:
                 plain.append(text.encode())
                 sizes.append(1 + len(plain[-1]))
         integers = [*self.integers, *sizes, *references]
+        small = bytes([one if 0 <= one < _LARGE else _LARGE for one in integers])
+        large = [one for one in integers if not 0 <= one < _LARGE] if _LARGE in small else []
         parts = [
             "".join(self.plan).encode(),
-            bytes([one if 0 <= one < _LARGE else _LARGE for one in integers]),
-            _planes("q", [one for one in integers if not 0 <= one < _LARGE]),
+            small,
+            _planes("q", large),
             _planes("q", [after - before for before, after in pairwise((0, *self.moments))]),
             _planes("d", self.floats),
             bytes.fromhex("".join(uuids).replace("-", "")),

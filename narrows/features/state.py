@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ RING = 128
 DO_NOT_SHOW = 500
 SHARDS = 16
 ORIGINS = 64
+FEW = 4
+"""Records whose ids are looked up in the ring as it is; for more a set of it is quicker."""
 SESSIONS = 64
 ITEM_PREFIX = "i#"
 ITEM_RETENTION_S = 3 * 86_400.0
@@ -64,6 +67,9 @@ class Write:
     expected_version: int
 
 
+_sequence = attrgetter("sequence")
+
+
 class StateStore(Protocol):
     """Where visitors' states are kept, by visitor key."""
 
@@ -88,30 +94,44 @@ def fold(
     `through` names the key that the records came through where it is another's: the features outside
     `feature_set` then stay, and else they are dropped, because they are no longer declared.
     """
-    applied, ring = dict(state.applied), list(state.ring_through if through else state.ring)
-    known = set(ring)
-    fresh: list[Event] = []
-    for record in sorted(records, key=lambda one: one.sequence):
-        mark = mark_of(record.shard, through)
-        if record.sequence <= applied.get(mark, -1):
-            continue
-        applied[mark] = record.sequence
-        digest = digest_of(record.event.event_id)
-        if digest not in known and counts(record.event):
-            known.add(digest)
-            ring.append(digest)
-            fresh.append(record.event)
-    behaviour = [one for one in fresh if one.event_type not in EXCLUDING_TYPES]
+    applied, ring = dict(state.applied), state.ring_through if through else state.ring
+    fresh = _fresh(records, applied, ring, through)
+    behaviour: list[Event] = []
+    said: list[Event] = []
+    updated_at = state.updated_at
+    for event in fresh.values():
+        (said if event.event_type in EXCLUDING_TYPES else behaviour).append(event)
+        updated_at = max(updated_at, event.received_at)
     features = feature_set.add_all(state.features, behaviour)
-    return replace(
-        state,
+    ring = (ring + tuple(fresh))[-RING:]
+    return VisitorState(
         features={**state.features, **features} if through else features,
         applied=bounded(applied),
-        ring=state.ring if through else tuple(ring[-RING:]),
-        ring_through=tuple(ring[-RING:]) if through else state.ring_through,
-        do_not_show=_hide(state.do_not_show, fresh),
-        updated_at=max([state.updated_at, *(one.received_at for one in fresh)]),
+        ring=state.ring if through else ring,
+        do_not_show=_hide(state.do_not_show, said) if said else state.do_not_show,
+        updated_at=updated_at,
+        version=state.version,
+        merged_into=state.merged_into,
+        merged=state.merged,
+        ring_through=ring if through else state.ring_through,
     )
+
+
+def _fresh(
+    records: Sequence[Arrival], applied: dict[str, int], ring: Sequence[int], through: str
+) -> dict[int, Event]:
+    """What counts and is neither folded nor known, by digest; the marks in `applied` go on with it."""
+    known = set(ring) if len(records) > FEW else ring
+    fresh: dict[int, Event] = {}
+    for record in sorted(records, key=_sequence):
+        mark, event = mark_of(record.shard, through), record.event
+        if record.sequence > applied.get(mark, -1):
+            applied[mark] = record.sequence
+            if counts(event):
+                digest = digest_of(event.event_id)
+                if digest not in known:
+                    fresh.setdefault(digest, event)
+    return fresh
 
 
 def is_new(state: VisitorState, record: Arrival, through: str = "") -> bool:
@@ -158,6 +178,6 @@ def latest(hidden: Mapping[str, float], said: Mapping[str, float]) -> Mapping[st
 def _hide(hidden: Mapping[str, float], events: Sequence[Event]) -> Mapping[str, float]:
     said: dict[str, float] = {}
     for one in events:
-        if one.event_type in EXCLUDING_TYPES and one.item_id:
+        if one.item_id:
             said[one.item_id] = max(one.time, said.get(one.item_id, one.time))
     return latest(hidden, said)

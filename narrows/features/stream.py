@@ -13,7 +13,7 @@ from narrows.errors import InvalidInput, StoreUnavailable
 from narrows.events import from_record
 from narrows.features.codec import UnreadableState
 from narrows.features.items import partials
-from narrows.features.login import StateFeatures, followed, keys_of
+from narrows.features.login import StateFeatures, followed, keys_of, touched
 from narrows.features.rounds import Part, Rounds, States
 from narrows.features.state import Arrival, StateStore
 
@@ -153,11 +153,17 @@ def _components(arrivals: Sequence[Arrival], stored: States) -> list[list[Arriva
             parent[key] = key = parent[above]
         return key
 
+    mine: list[str] = []
     for one in arrivals:
-        own = root(one.event.visitor_key)
-        for key in keys_of((one,)) | followed((one,), stored):
-            parent[root(key)] = own
+        key, *sessions = touched(one.event)
+        mine.append(key)
+        own = root(key)
+        for session in sessions:
+            parent[root(session)] = own
+        state = stored.get(key)
+        if state is not None and state.merged_into:
+            parent[root(state.merged_into)] = own
     parts: dict[str, list[Arrival]] = defaultdict(list)
-    for one in arrivals:
-        parts[root(one.event.visitor_key)].append(one)
+    for key, one in zip(mine, arrivals, strict=True):
+        parts[root(key)].append(one)
     return list(parts.values())
