@@ -21,7 +21,7 @@ from sagemaker_jobs.container import Container, Progress, write_json
 from sagemaker_jobs.optimiser import Batch, Course, Descent, Epoch, Recipe
 from sagemaker_jobs.training_set import REPLAY, TrainingSet, read
 
-BUDGET_S = 480.0
+BUDGET_S = 540.0
 MOST_CASES = 4000
 STEPS_AN_EPOCH, FEWEST_A_BATCH = 50, 64
 
@@ -43,8 +43,8 @@ class Subject(Protocol):
     def params(self) -> Any:
         """The shape of the networks, a dataclass."""
 
-    def start(self, generator: np.random.Generator) -> dict[str, Floats]:
-        """The weights before the first step."""
+    def start(self, events: Interactions, generator: np.random.Generator) -> dict[str, Floats]:
+        """The weights before the first step, which may look at the events of the level part."""
 
     def loss(self, weights: Weights, batch: Batch, key: Any) -> Any:
         """What is made smaller."""
@@ -105,7 +105,7 @@ def train_learned(
     held = cases(data.log, back=1).sample(MOST_CASES, np.random.default_rng(seed))
     judge = partial(_quality, subject, data, held)
     level_s = max(given_s - progress.seconds, 0.0) / (1.0 + len(data.parts) * recipe.decay)
-    start = subject.start(np.random.default_rng([seed, 1]))
+    start = subject.start(data.replay, np.random.default_rng([seed, 1]))
     course = descent.level(start, subject.epochs(data.replay, seed), judge, level_s)
     settled = None
     for folder, events in data.parts.items():

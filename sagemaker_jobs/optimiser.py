@@ -49,7 +49,7 @@ class Recipe:
     warm_up: int = 200
     most_epochs: int = 60
     patience: int = 3
-    decay: float = 1 / 3
+    decay: float = 0.25
 
 
 @dataclass(frozen=True)

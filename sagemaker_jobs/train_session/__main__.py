@@ -20,6 +20,7 @@ from narrows.networks import Weights, session_states, session_weights
 from narrows.retrieval import Floats
 from narrows.sources.session import Params, Session
 from sagemaker_jobs.container import Container, run
+from sagemaker_jobs.cooccurrence import start_vectors
 from sagemaker_jobs.learned import Catalogue, batch_size, train_learned
 from sagemaker_jobs.optimiser import Batch, Epoch, Recipe
 from sagemaker_jobs.softmax import Sampler, sampled, sampler, whole
@@ -40,10 +41,11 @@ class Sessions:
     sampler: Sampler
     params: Params
 
-    def start(self, generator: np.random.Generator) -> dict[str, Floats]:
-        """Small numbers, and a network that looks at every distance alike."""
-        items = generator.normal(0.0, START, (len(self.catalogue), self.params.dimension))
-        return {**session_weights(generator, **asdict(self.params)), "items": items.astype(np.float32)}
+    def start(self, events: Interactions, generator: np.random.Generator) -> dict[str, Floats]:
+        """What stands near each other, and a network that looks at every distance alike."""
+        codes, count = self.catalogue.codes, len(self.catalogue)
+        items = start_vectors(events, codes, count, self.params.dimension, generator, spread=START)
+        return {**session_weights(generator, **asdict(self.params)), "items": items}
 
     def epochs(self, events: Interactions, seed: int) -> Epoch:
         """Windows of every history."""

@@ -22,6 +22,7 @@ from narrows.retrieval import Floats
 from narrows.sources.two_tower import Params, TwoTower
 from narrows.text_vectors import HashedWords, fit_hashed_words
 from sagemaker_jobs.container import Container, run
+from sagemaker_jobs.cooccurrence import start_vectors
 from sagemaker_jobs.learned import Catalogue, batch_size, train_learned
 from sagemaker_jobs.optimiser import Batch, Epoch, Recipe
 from sagemaker_jobs.softmax import Sampler, sampled, sampler, whole
@@ -48,13 +49,13 @@ class Towers:
     sampler: Sampler
     params: Params
 
-    def start(self, generator: np.random.Generator) -> dict[str, Floats]:
-        """Small numbers, and segments that say nothing yet."""
+    def start(self, events: Interactions, generator: np.random.Generator) -> dict[str, Floats]:
+        """What stands near each other, small numbers, and segments that say nothing yet."""
         params = self.params
         shape = {"dimension": params.dimension, "history": params.history, "hidden": params.hidden}
         weights = two_tower_weights(generator, content=self.encoder.dimension, **shape)
-        ids = generator.normal(0.0, START, (len(self.catalogue), params.dimension))
-        weights["ids"] = ids.astype(np.float32)
+        codes, count = self.catalogue.codes, len(self.catalogue)
+        weights["ids"] = start_vectors(events, codes, count, params.dimension, generator, spread=START)
         weights["segments"] = np.zeros((len(self.segment_names), params.dimension), np.float32)
         weights["item.content"] *= np.float32(START)
         return weights

@@ -13,6 +13,7 @@ import pytest
 
 from narrows.interactions import Interactions, interactions_of
 from sagemaker_jobs.container import Progress
+from sagemaker_jobs.cooccurrence import start_vectors
 from sagemaker_jobs.optimiser import FEWEST_STEPS, Batch, Course, Descent, Recipe
 from sagemaker_jobs.softmax import sampled, sampler, whole
 from sagemaker_jobs.train_session.windows import Windows
@@ -250,3 +251,31 @@ def test_short_histories_are_not_padded_to_the_longest() -> None:
     assert Windows(histories(*[6] * 500, 150), codes, 100, draws).lengths() == [6, 100]
     assert Windows(histories(9, 9, 9), codes, 100, draws).lengths() == [8]
     assert Windows(histories(1), codes, 100, draws).lengths() == [1]
+
+
+def test_embeddings_start_from_what_stands_near() -> None:
+    """Two worlds that never meet in a history: items of one world are alike, those of the other are not."""
+    generator = np.random.default_rng(0)
+    users, items = (
+        np.repeat(np.arange(60), 10),
+        generator.integers(0, 20, 600) * 2 + np.repeat(np.arange(60), 10) % 2,
+    )
+    log = interactions_of([f"{u:02}" for u in users], [f"{i:02}" for i in items], range(600))
+    codes = np.arange(40, dtype=np.int32)
+    found = start_vectors(log, codes, 40, 4, np.random.default_rng(1), spread=0.05)
+    assert found.std() == pytest.approx(0.05, rel=0.01)
+    unit = found / np.linalg.norm(found, axis=1, keepdims=True)
+    alike = unit @ unit.T
+    worlds = np.arange(40)[:, None] % 2 == np.arange(40) % 2
+    assert alike[worlds].mean() > alike[~worlds].mean() + 0.3
+
+
+def test_few_items_and_unseen_ones_start_from_noise() -> None:
+    """Fewer items than directions, and an item without neighbours, have small numbers all the same."""
+    log = histories(6, 6)
+    codes = np.arange(10, dtype=np.int32)
+    few = start_vectors(log, codes, 3, 8, np.random.default_rng(0), spread=0.05)
+    assert few.shape == (3, 8)
+    found = start_vectors(log, codes, 10, 2, np.random.default_rng(0), spread=0.05)
+    assert np.abs(found).sum(axis=1).min() > 0.0
+    assert np.isfinite(found).all()
