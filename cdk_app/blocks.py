@@ -156,6 +156,7 @@ class Table(Construct):
         stage: Stage,
         key: kms.IKey,
         sort_key: dynamodb.Attribute | None = None,
+        stream: bool = False,
     ) -> None:
         super().__init__(scope, name)
         self.table = dynamodb.TableV2(
@@ -168,6 +169,7 @@ class Table(Construct):
                 point_in_time_recovery_enabled=True
             ),
             time_to_live_attribute="ttl",
+            dynamo_stream=dynamodb.StreamViewType.NEW_IMAGE if stream else None,
             deletion_protection=stage.retain,
             removal_policy=removal(stage),
         )
@@ -254,7 +256,7 @@ class StreamConsumer(Construct):
         *,
         stage: Stage,
         function: Function,
-        stream: kinesis.IStream,
+        stream: kinesis.IStream | Table,
         key: kms.IKey,
         consumption: Consumption,
     ) -> None:
@@ -267,20 +269,23 @@ class StreamConsumer(Construct):
             retention_period=cdk.Duration.days(14),
         )
         acknowledge(self.failures, {"SQS3": "It is itself the queue for what failed; an alarm watches it."})
-        function.function.add_event_source(
-            sources.KinesisEventSource(
-                stream,
-                starting_position=lambda_.StartingPosition.TRIM_HORIZON,
-                batch_size=consumption.batch,
-                max_batching_window=cdk.Duration.seconds(consumption.window_s),
-                bisect_batch_on_error=True,
-                report_batch_item_failures=True,
-                retry_attempts=consumption.attempts,
-                max_record_age=cdk.Duration.seconds(consumption.max_age_s),
-                parallelization_factor=consumption.parallel,
-                on_failure=sources.SqsDlq(self.failures),
-            )
-        )
+        settings: dict[str, Any] = {
+            "starting_position": lambda_.StartingPosition.TRIM_HORIZON,
+            "batch_size": consumption.batch,
+            "max_batching_window": cdk.Duration.seconds(consumption.window_s),
+            "bisect_batch_on_error": True,
+            "report_batch_item_failures": True,
+            "retry_attempts": consumption.attempts,
+            "max_record_age": cdk.Duration.seconds(consumption.max_age_s),
+            "parallelization_factor": consumption.parallel,
+            "on_failure": sources.SqsDlq(self.failures),
+        }
+        if isinstance(stream, Table):
+            function.function.add_event_source(sources.DynamoEventSource(stream.table, **settings))
+            listing = "dynamodb:ListStreams knows no resources; CDK grants it with the stream's own actions."
+            acknowledge(function.role, {"IAM5[Resource::*]": listing})
+        else:
+            function.function.add_event_source(sources.KinesisEventSource(stream, **settings))
         allow_key(function.role, key, write=False)
         alarms = Alarms(stage)
         waiting = self.failures.metric_approximate_number_of_messages_visible()

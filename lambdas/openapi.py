@@ -8,13 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from lambdas.collect_events.contract import BYTES_A_BATCH, EVENTS_A_BATCH
+from lambdas.freshen_catalogue.contract import BYTES_A_BATCH as BYTES_OF_ITEMS
+from lambdas.freshen_catalogue.contract import ITEMS_A_BATCH
 from lambdas.recommend.contract import BYTES_A_REQUEST, CONTEXT_CHARACTERS, CONTEXT_ITEMS, ID_CHARACTERS
 from lambdas.update_policy.contract import BYTES_AT_ONCE, CHANGES_AT_ONCE, KINDS
 from narrows.envelope import LIMITS, SCHEMA_VERSIONS
 from narrows.events import EXCLUDING_TYPES
-from narrows.settings import LARGEST_LIMIT
+from narrows.item_upsert import DELETED, LATEST_VERSION, TEXT_CHARACTERS, WORD_CHARACTERS, WORDS
+from narrows.item_upsert import VERSION as ITEM_VERSION
+from narrows.settings import LARGEST_LIMIT, Catalogue
 
 Schema = dict[str, Any]
+A_CATALOGUE = Catalogue(
+    id="item_id", text=("title",), categories="category", brand="brand", price="price", time="created_at",
+    regions="regions", stock="stock",
+)  # fmt: skip
+"""Whose columns the page shows; an app's own document has the app's."""
+
 VERSION = "1.0.0"
 RUNGS = {
     "full": "retrieved, ranked by the model, re-ranked",
@@ -33,8 +43,10 @@ ERRORS = {
 }
 
 
-def document(surfaces: Sequence[str], event_types: Sequence[str]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of an app with these surfaces and event types."""
+def document(
+    surfaces: Sequence[str], event_types: Sequence[str], catalogue: Catalogue = A_CATALOGUE
+) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of an app with these surfaces, event types and columns of items."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -46,6 +58,7 @@ def document(surfaces: Sequence[str], event_types: Sequence[str]) -> dict[str, A
             "/api/recommendations/{surface}": {"post": _recommendations(surfaces)},
             "/api/events": {"post": _events(event_types)},
             "/events": {"post": _put_events()},
+            "/api/items": {"post": _items(catalogue)},
             "/api/policy/changes": {"post": _policy()},
             "/api/health": {"get": _health()},
             "/openapi.json": {"get": _operation("openapi", "This document", {"type": "object"}, ())},
@@ -239,6 +252,58 @@ def _verdict() -> Schema:
             "event_id": {"type": "string"},
             "status": {"type": "string", "enum": ["accepted", "rejected"]},
             "field": {"type": "string", "description": "Of a rejected event: what is wrong"},
+            "value": {"type": "string"},
+            "remedy": {"type": "string", "description": "What to send instead"},
+        }
+    )
+
+
+def _items(catalogue: Catalogue) -> dict[str, Any]:
+    counts = {"accepted": {"type": "integer"}, "rejected": {"type": "integer"}}
+    verdicts = {"type": "array", "items": _item_verdict(), "description": "One for each item, in order"}
+    return _operation(
+        "changeItems",
+        "Items that are new, changed or gone, each judged on its own; 200 also when all are rejected",
+        _object({**counts, "verdicts": verdicts}, complete=True),
+        ("400", "413", "503"),
+        request=_object({"items": _list(_sent_item(catalogue), ITEMS_A_BATCH)}, complete=True),
+        limit=f"{ITEMS_A_BATCH} items or {BYTES_OF_ITEMS} bytes",
+    )
+
+
+def _sent_item(catalogue: Catalogue) -> Schema:
+    """An item under the app's own names; what is left out is missing from then on."""
+    word, number = _text(WORD_CHARACTERS), {"type": "number"}
+    words = {"oneOf": [_list(word, WORDS), {**word, "description": "Several between bars: a|b"}]}
+    rising = "Rises with every change of the item: an older one changes nothing; its arrival where left out"
+    parts: list[tuple[str, Schema]] = [
+        (catalogue.id, _text(ID_CHARACTERS)),
+        *((name, {"type": "string", "maxLength": TEXT_CHARACTERS}) for name in catalogue.text),
+        (catalogue.categories, words),
+        (catalogue.brand, word),
+        (catalogue.price, {**number, "minimum": 0}),
+        (catalogue.time, _moment("When it came to be; when it was stored first where left out")),
+        (catalogue.regions, {**words, "description": "Where it is sold; everywhere where left out"}),
+        *((name, number) for name in catalogue.attributes),
+        (catalogue.stock, {**number, "minimum": 0, "description": "Pieces; 0 is not shown from now on"}),
+        (ITEM_VERSION, {"type": "integer", "minimum": 0, "maximum": LATEST_VERSION, "description": rising}),
+        (DELETED, {"type": "boolean", "description": "True: it is gone, and not shown from now on"}),
+    ]
+    return {**_object({name: schema for name, schema in parts if name}), "required": [catalogue.id]}
+
+
+def _item_verdict() -> Schema:
+    became = "unchanged: it is stored like this already; stale: a newer version is"
+    return _object(
+        {
+            "index": {"type": "integer", "description": "Of the item in the batch, from 0"},
+            "item_id": {"type": "string"},
+            "status": {
+                "type": "string",
+                "enum": ["accepted", "unchanged", "stale", "rejected"],
+                "description": became,
+            },
+            "field": {"type": "string", "description": "Of a rejected item: what is wrong"},
             "value": {"type": "string"},
             "remedy": {"type": "string", "description": "What to send instead"},
         }

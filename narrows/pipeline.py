@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from narrows.decision import ConsideredItem, DecisionRecord, ShownItem
@@ -11,6 +11,7 @@ from narrows.ladder import NONE_ELIGIBLE, Line, Offer, Run, allowed, climb, fill
 from narrows.ladder import Stages as Stages
 from narrows.question import Question, ask, own_state, surface_of
 from narrows.question import Request as Request
+from narrows.retrieval import NO_ROWS, Rows
 from narrows.visitor import Visitor
 
 VISITOR_SHARE = 0.4
@@ -20,7 +21,10 @@ REMEMBERED = 100
 
 @dataclass(frozen=True, eq=False)
 class Recommendation:
-    """The answer; `fallback` is the rung that gave it, `degraded` what went wrong: stage -> reason."""
+    """The answer; `fallback` is the rung that gave it, `degraded` what went wrong: stage -> reason.
+
+    `eligible` are the rows that were ranked, best first: found by a source, and allowed by the rules.
+    """
 
     slate: tuple[ShownItem, ...]
     fallback: str
@@ -29,6 +33,7 @@ class Recommendation:
     policy_version: int
     missing_ids: tuple[str, ...]
     record: DecisionRecord
+    eligible: Rows = field(default_factory=lambda: NO_ROWS)
 
     def content(self) -> dict[str, Any]:
         """The answer as the API gives it, ready for JSON."""
@@ -130,6 +135,7 @@ def _respond(run: Run, question: Question, offer: Offer, lines: list[Line]) -> R
         policy_version=stages.policy.version,
         missing_ids=question.missing_ids,
         record=_with_considered(record, offer, stages),
+        eligible=offer.ranked.rows if offer.ranked else NO_ROWS,
     )
 
 

@@ -42,6 +42,8 @@ class DataStack(cdk.Stack):
         self.slates = self._table("Slates", dynamodb.Attribute(name="sk", type=text))
         self.policy = self._table("Policy", dynamodb.Attribute(name="sk", type=number))
         self.control = self._table("Control")
+        self.items = Table(self, "Items", stage=self._stage, key=self.key, stream=True)
+        self.item_stream = self._stream("ItemUpserts") if self._stage.item_stream else None
         self.pseudonym_key = self._pseudonym_key()
         self._outputs()
 
@@ -151,7 +153,10 @@ class DataStack(cdk.Stack):
             "SlatesTableName": self.slates.table_name,
             "PolicyTableName": self.policy.table_name,
             "ControlTableName": self.control.table_name,
+            "ItemsTableName": self.items.table_name,
             "PseudonymSecretArn": self.pseudonym_key.secret_arn,
         }
+        if self.item_stream:
+            values["ItemUpsertsStreamName"] = self.item_stream.stream_name
         for name, value in values.items():
             cdk.CfnOutput(self, name, value=value)

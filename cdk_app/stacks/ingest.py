@@ -6,7 +6,7 @@ import aws_cdk as cdk
 from aws_cdk import aws_kinesis as kinesis
 from constructs import Construct
 
-from cdk_app.blocks import Consumption, Function, StreamConsumer, allow, allow_objects
+from cdk_app.blocks import Consumption, Function, StreamConsumer, Table, allow, allow_objects
 from cdk_app.bundling import lambda_code
 from cdk_app.config import Config
 from cdk_app.stacks.data import DataStack
@@ -27,7 +27,7 @@ class IngestStack(cdk.Stack):
         **settings: object,
     ) -> None:
         super().__init__(scope, name, **settings)  # type: ignore[arg-type]  # names, environment: as cdk.Stack has them
-        self._stage, self._data, self._search = config.stage, data, search
+        self._stage, self._data = config.stage, data
         self._app = config.app.name
         self._code = lambda_code(config.stage)
         self.collect_events = self._collect_events()
@@ -35,12 +35,16 @@ class IngestStack(cdk.Stack):
         self.land_events = self._land_events()
         self.update_features = self._update_features()
         self.remember_slates = self._remember_slates()
+        self.freshen_catalogue = self._freshen_catalogue()
         for function in (
             self.collect_events,
             self.land_events,
             self.update_features,
             self.remember_slates,
             self.update_policy,
+            self.freshen_catalogue,
+            self._publish_snapshot(),
+            *([self._index_items(search)] if search else []),
         ):
             cdk.CfnOutput(self, f"{function.node.id}Function", value=function.function.function_name)
 
@@ -90,8 +94,62 @@ class IngestStack(cdk.Stack):
         self._data.policy.allow(function.role, "GetItem", "PutItem")
         return function
 
+    def _freshen_catalogue(self) -> Function:
+        """It stores items and, in the same transaction, what the rules must know of them at once."""
+        data = self._data
+        environment = {
+            "APP": self._app,
+            "BUCKET": data.bucket.bucket_name,
+            "ITEMS_TABLE": data.items.table_name,
+            "POLICY_TABLE": data.policy.table_name,
+            "CONTROL_TABLE": data.control.table_name,
+        }
+        function = self._function(
+            "freshen_catalogue", environment, timeout_s=60, memory_mb=1769, scratch_mb=2048
+        )
+        data.items.allow(function.role, "GetItem", "BatchGetItem", "PutItem")
+        data.policy.allow(function.role, "GetItem", "PutItem")
+        data.control.allow(function.role, "GetItem")
+        allow_objects(
+            function.role, data.bucket, data.key, read=["models", "snapshots"], write=["quarantine"]
+        )
+        if data.item_stream:
+            self._consume("FreshenFromItemUpserts", function, data.item_stream, Consumption(200, 1))
+        return function
+
+    def _publish_snapshot(self) -> Function:
+        data = self._data
+        environment = {
+            "APP": self._app,
+            "BUCKET": data.bucket.bucket_name,
+            "CONTROL_TABLE": data.control.table_name,
+        }
+        function = self._function(
+            "publish_snapshot", environment, timeout_s=300, memory_mb=1769, scratch_mb=4096
+        )
+        data.control.allow(function.role, "GetItem", "PutItem")
+        allow_objects(function.role, data.bucket, data.key, read=["snapshots"], write=["snapshots"])
+        self._consume(
+            "PublishSnapshotFromItems", function, data.items, Consumption(2000, self._stage.item_window_s)
+        )
+        return function
+
+    def _index_items(self, search: Search) -> Function:
+        """Only where vectors lie in OpenSearch; in the embedded tier each process has them in memory."""
+        environment = {"APP": self._app, **search.variables()}
+        function = self._function("index_items", environment, timeout_s=120, memory_mb=1024)
+        search.allow_change(function)
+        self._consume("IndexItemsFromItems", function, self._data.items, Consumption(500, 1))
+        return function
+
     def _function(
-        self, folder: str, environment: dict[str, str], *, timeout_s: int, memory_mb: int = 512
+        self,
+        folder: str,
+        environment: dict[str, str],
+        *,
+        timeout_s: int,
+        memory_mb: int = 512,
+        scratch_mb: int = 512,
     ) -> Function:
         return Function(
             self,
@@ -101,10 +159,11 @@ class IngestStack(cdk.Stack):
             environment=environment,
             timeout_s=timeout_s,
             memory_mb=memory_mb,
+            scratch_mb=scratch_mb,
         )
 
     def _consume(
-        self, name: str, function: Function, stream: kinesis.IStream, consumption: Consumption
+        self, name: str, function: Function, stream: kinesis.IStream | Table, consumption: Consumption
     ) -> StreamConsumer:
         return StreamConsumer(
             self,

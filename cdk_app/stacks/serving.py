@@ -70,6 +70,8 @@ class ServingStack(cdk.Stack):
             self._integration("UpdatePolicy", ingest.update_policy),
             self._operator(),
         )
+        items = self._integration("FreshenCatalogue", ingest.freshen_catalogue)
+        self._route(POST, "/api/items", items, self._operator())
         self._alarms()
         cdk.CfnOutput(self, "ApiUrl", value=self.api.api_endpoint)
         cdk.CfnOutput(self, "ApiId", value=self.api.api_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,13 +56,21 @@ def asked(event: Mapping[str, Any], surface: str, *, app: App, now: float) -> As
     )
 
 
-def shown(recommendation: Recommendation, items: Mapping[str, Details] | None) -> dict[str, Any]:
-    """The answer; with what is known of its `items` also how it came about."""
+@dataclass(frozen=True)
+class Explanation:
+    """What is known of the `items` of an answer, and all that could have been in it, best first."""
+
+    items: Mapping[str, Details]
+    eligible: Sequence[str]
+
+
+def shown(recommendation: Recommendation, explanation: Explanation | None) -> dict[str, Any]:
+    """The answer; with an explanation also how it came about."""
     content = recommendation.content()
-    return content if items is None else {**content, "trace": _trace(recommendation, items)}
+    return content if explanation is None else {**content, "trace": _trace(recommendation, explanation)}
 
 
-def _trace(recommendation: Recommendation, items: Mapping[str, Details]) -> dict[str, Any]:
+def _trace(recommendation: Recommendation, explanation: Explanation) -> dict[str, Any]:
     record = recommendation.record
     ranks = {one.item_id: dict(one.sources) for one in record.considered}
     return {
@@ -73,7 +81,8 @@ def _trace(recommendation: Recommendation, items: Mapping[str, Details]) -> dict
             item.item_id: {"source": item.source, "ranks": ranks.get(item.item_id, {})}
             for item in recommendation.slate
         },
-        "items": dict(items),
+        "items": dict(explanation.items),
+        "eligible": list(explanation.eligible),
         "counts": dict(record.counts),
         "gate": dict(record.gate),
         "visitor_features": dict(record.visitor_features),

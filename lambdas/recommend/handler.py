@@ -20,7 +20,7 @@ SETTINGS = environment(Settings, os.environ)
 APP = load_app(app_folder(SETTINGS.app))
 LOGGER = Logger(service="recommend")
 FRONT = wire(SETTINGS, APP, LOGGER)
-OPENAPI = document(list(APP.surfaces), list(APP.events))
+OPENAPI = document(list(APP.surfaces), list(APP.events), APP.catalogue)
 HTTP = doorway(LOGGER)
 
 
@@ -30,7 +30,7 @@ def recommendations(surface: str) -> Response[str]:
     now = time.time()
     ask = asked(HTTP.current_event.raw_event, surface, app=APP, now=now)
     recommendation = FRONT.recommend(ask, now=now, recommendation_id=uuid.uuid4().hex)
-    return answer(shown(recommendation, FRONT.items(recommendation) if ask.explain else None))
+    return answer(shown(recommendation, FRONT.explanation(recommendation) if ask.explain else None))
 
 
 @HTTP.get("/api/health")

@@ -18,7 +18,7 @@ from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from lambdas.recommend.contract import Ask
+from lambdas.recommend.contract import Ask, Explanation
 from narrows.adapters.aws import client
 from narrows.adapters.bundle import Cellar, Live, Refresher, load_serving, stages_of
 from narrows.adapters.control import DynamoControlTable
@@ -31,7 +31,7 @@ from narrows.adapters.visitors import StoredVisitors
 from narrows.control import model_pointer, snapshot_pointer
 from narrows.errors import StoreUnavailable
 from narrows.events import pseudonym, session_key, user_key
-from narrows.item_details import Details, item_details
+from narrows.item_details import item_details
 from narrows.pipeline import VISITOR_SHARE, Recommendation, Request, Stages, recommend
 from narrows.settings import App
 
@@ -112,11 +112,12 @@ class Front:
         self._records.append(answer.record)
         return answer
 
-    def items(self, recommendation: Recommendation) -> dict[str, Details]:
-        """What is known of the items that were shown, and of those that the visitor came from."""
+    def explanation(self, recommendation: Recommendation) -> Explanation:
+        """What is known of the items shown and of those that the visitor came from, and all that could be."""
         ids = [item.item_id for item in recommendation.slate]
         ids += [item_id for item_id, _ in recommendation.record.history]
-        return item_details(self.stages.snapshot, ids)
+        snapshot = self.stages.snapshot
+        return Explanation(item_details(snapshot, ids), snapshot.ids(recommendation.eligible))
 
     def health(self, *, now: float) -> dict[str, Any]:
         """What this process serves with; it serves in any case."""

@@ -59,6 +59,10 @@ class Api:
         """Set stock, regions or blocks of items."""
         return self._call("POST", "/api/policy/changes", {"changes": list(changes)})
 
+    def change_items(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Send new, changed and deleted items; the answer has a verdict for each."""
+        return self._call("POST", "/api/items", {"items": list(items)})
+
     def curl(self, surface: str, body: Mapping[str, Any]) -> str:
         """The command line that gets the same slate."""
         text = shlex.quote(json.dumps(body))

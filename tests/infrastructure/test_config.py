@@ -11,7 +11,7 @@ from narrows.settings import SettingsError
 @pytest.mark.parametrize("stage", sorted(STAGES))
 def test_every_stage_is_ready_for_every_app(stage: str) -> None:
     """Each stage's own values are free of contradictions, for each app."""
-    for app in ("megashop", "media", "adpilot"):
+    for app in ("megashop", "media", "adpilot", "shopnow"):
         config = load({"app": app, "stage": stage})
         assert config.prefix == f"narrows-{app}-{stage}"
 

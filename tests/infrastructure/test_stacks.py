@@ -21,8 +21,13 @@ FUNCTIONS = {
     "remember_slates",
     "update_policy",
     "promote_model",
+    "freshen_catalogue",
+    "publish_snapshot",
 }
-OF_A_TIER = {"authorise_search"}
+STREAMS = {"dev": 6, "prod": 6, "local": 5}
+"""Mappings of streams; here items come over HTTP alone."""
+
+OF_A_TIER = {"authorise_search", "index_items"}
 """Deployed only for apps whose vectors lie in OpenSearch: test_search_stack.py."""
 SET_BY_LAMBDA = {"AWS_REGION"}
 READ_BY_LIBRARIES = {"POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE"}
@@ -41,7 +46,12 @@ def mapping_of(stage: Synthesised, function: str) -> list[dict[str, Any]]:
     ]
 
 
-WRITES = {"collect_events": {"quarantine"}, "land_events": {"landing", "quarantine"}}
+WRITES = {
+    "collect_events": {"quarantine"},
+    "land_events": {"landing", "quarantine"},
+    "freshen_catalogue": {"quarantine"},
+    "publish_snapshot": {"snapshots"},
+}
 
 
 def test_every_folder_of_lambdas_is_deployed(stage: Synthesised) -> None:
@@ -77,7 +87,7 @@ def variables_read(folder: str) -> tuple[set[str], set[str]]:
 def test_every_stream_consumer_gives_up_in_the_end(stage: Synthesised) -> None:
     """Bounded retries and age, bisection, partial failures, a queue: poison never blocks a shard."""
     mappings = stage.of_type("AWS::Lambda::EventSourceMapping")
-    assert len(mappings) == 4
+    assert len(mappings) == STREAMS[stage.config.stage.name]
     for one in (mapping["Properties"] for mapping in mappings.values()):
         assert one["BisectBatchOnFunctionError"] is True
         assert 0 < one["MaximumRetryAttempts"] <= 10
@@ -102,6 +112,15 @@ def test_dead_letters_lie_where_lambda_reports_what_it_gives_up(stage: Synthesis
     assert [one["Resource"] for one in sends] == [{"Fn::GetAtt": [queue, "Arn"]}]
 
 
+def test_changes_of_items_leave_the_table_by_its_stream(stage: Synthesised) -> None:
+    """The items table has a stream of what items are now, and the snapshot is extended from it."""
+    (items,) = (one for name, one in stage.of_type("AWS::DynamoDB::GlobalTable").items() if "Items" in name)
+    assert items["Properties"]["StreamSpecification"] == {"StreamViewType": "NEW_IMAGE"}
+    (published,) = mapping_of(stage, "publish_snapshot")
+    assert "Items" in json.dumps(published["EventSourceArn"])
+    assert published["MaximumBatchingWindowInSeconds"] <= 10
+
+
 def test_both_streams_are_landed(stage: Synthesised) -> None:
     """One function lands events and decisions: two mappings of two streams."""
     landed = {json.dumps(one["EventSourceArn"]) for one in mapping_of(stage, "land_events")}
@@ -109,9 +128,9 @@ def test_both_streams_are_landed(stage: Synthesised) -> None:
 
 
 def test_tables_are_recoverable_encrypted_and_expire(stage: Synthesised) -> None:
-    """Four tables: point-in-time recovery, our key, and a time to live on each."""
+    """Five tables: point-in-time recovery, our key, and a time to live on each."""
     tables = stage.of_type("AWS::DynamoDB::GlobalTable")
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in (one["Properties"] for one in tables.values()):
         (replica,) = table["Replicas"]
         assert replica["PointInTimeRecoverySpecification"] == {"PointInTimeRecoveryEnabled": True}
@@ -122,7 +141,7 @@ def test_tables_are_recoverable_encrypted_and_expire(stage: Synthesised) -> None
 
 
 def test_tables_have_the_keys_that_the_adapters_use(stage: Synthesised) -> None:
-    """`pk` alone for state and control, with a text `sk` for slates, a number for the policy log."""
+    """`pk` alone for state, control and items, with a text `sk` for slates, a number for the policy log."""
     keys = {}
     for name, table in stage.of_type("AWS::DynamoDB::GlobalTable").items():
         types = {
@@ -134,6 +153,7 @@ def test_tables_have_the_keys_that_the_adapters_use(stage: Synthesised) -> None:
         "Slates": {"pk": "S", "sk": "S"},
         "Policy": {"pk": "S", "sk": "N"},
         "Control": {"pk": "S"},
+        "Items": {"pk": "S"},
     }
 
 
@@ -190,13 +210,18 @@ def test_each_function_may_do_to_tables_what_its_adapters_call(stage: Synthesise
     """GetItem and PutItem also cover a transaction's reads and puts; nothing deletes, nothing scans."""
     assert {folder: table_actions(stage, folder) for folder in FUNCTIONS} == {
         "collect_events": [],
+        "freshen_catalogue": ["BatchGetItem", "GetItem", "PutItem"],
         "land_events": [],
         "promote_model": ["GetItem", "PutItem"],
+        "publish_snapshot": [*READS_A_STREAM, "GetItem", "PutItem"],
         "recommend": ["GetItem", "Query"],
         "remember_slates": ["PutItem"],
         "update_features": ["BatchGetItem", "GetItem", "PutItem"],
         "update_policy": ["GetItem", "PutItem"],
     }
+
+
+READS_A_STREAM = ("DescribeStream", "GetRecords", "GetShardIterator", "ListStreams")
 
 
 def table_actions(stage: Synthesised, folder: str) -> list[str]:
@@ -205,7 +230,11 @@ def table_actions(stage: Synthesised, folder: str) -> list[str]:
     for statement in statements(stage, folder):
         actions = statement["Action"]
         found.update([actions] if isinstance(actions, str) else actions)
-    return sorted(action.partition(":")[2] for action in found if action.startswith("dynamodb:"))
+    order = {name: place for place, name in enumerate(READS_A_STREAM)}
+    return sorted(
+        (action.partition(":")[2] for action in found if action.startswith("dynamodb:")),
+        key=lambda action: (order.get(action, len(order)), action),
+    )
 
 
 def statements(stage: Synthesised, folder: str) -> list[dict[str, Any]]:
@@ -230,7 +259,7 @@ def test_collectors_may_write_where_their_files_go(
 
 def test_no_policy_allows_everything_of_a_service(stage: Synthesised) -> None:
     """No action is `*` or `service:*`; a bare `*` resource stands only where the action knows no other."""
-    without_resource = re.compile(r"(logs|xray|cloudwatch|ecr):\w+")
+    without_resource = re.compile(r"(logs|xray|cloudwatch|ecr):\w+|dynamodb:ListStreams")
     for name, policy in stage.of_type("AWS::IAM::Policy").items():
         for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
             actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
@@ -253,6 +282,7 @@ def test_callers_are_authorised_by_iam_unless_told_otherwise(dev: Synthesised, l
         "POST /api/events": "AWS_IAM",
         "POST /events": "AWS_IAM",
         "POST /api/policy/changes": "AWS_IAM",
+        "POST /api/items": "AWS_IAM",
         "GET /api/health": "NONE",
         "GET /openapi.json": "NONE",
     }
@@ -329,8 +359,9 @@ def test_an_alarm_watches_every_queue_of_failures(stage: Synthesised) -> None:
     alarms = [
         one["Properties"]["AlarmDescription"] for one in stage.of_type("AWS::CloudWatch::Alarm").values()
     ]
-    assert sum("given up" in one for one in alarms) == 4
-    assert sum("behind the stream" in one for one in alarms) == 4
+    streams = STREAMS[stage.config.stage.name]
+    assert sum("given up" in one for one in alarms) == streams
+    assert sum("behind the stream" in one for one in alarms) == streams
     assert sum("Training failed" in one or "5xx" in one for one in alarms) == 2
 
 
@@ -338,6 +369,6 @@ def test_outputs_name_what_people_and_programs_need(stage: Synthesised) -> None:
     """What a caller, an operator and the local cloud look up, under these names."""
     names = {name for template in stage.templates.values() for name in template["Outputs"]}
     functions = {f"{folder.title().replace('_', '')}Function" for folder in FUNCTIONS}
-    tables = {f"{name}TableName" for name in ("State", "Slates", "Policy", "Control")}
+    tables = {f"{name}TableName" for name in ("State", "Slates", "Policy", "Control", "Items")}
     others = {"ApiUrl", "ApiId", "BucketName", "EventsStreamName", "DecisionsStreamName", "StateMachineArn"}
     assert functions | tables | others <= names

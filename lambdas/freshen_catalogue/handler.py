@@ -1,0 +1,37 @@
+"""POST /api/items, and the stream of items: each is judged, given its vector, and stored by one write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.event_handler import Response
+
+from lambdas.freshen_catalogue.contract import sent_items, shown, streamed_item
+from lambdas.freshen_catalogue.wiring import Freshener
+from lambdas.http import answer, doorway
+from lambdas.stream import partial_failure, records_of
+
+FRESHENER = Freshener()
+LOGGER = Logger(service="freshen_catalogue")
+HTTP = doorway(LOGGER)
+
+
+@HTTP.post("/api/items")
+def items() -> Response[str]:
+    """A verdict for each item."""
+    return answer(shown(FRESHENER.freshen(sent_items(HTTP.current_event.raw_event))))
+
+
+def from_stream(event: dict[str, Any]) -> dict[str, Any]:
+    """A Kinesis batch of one item a record; Lambda delivers again from the first that was not stored."""
+    records = records_of(event)
+    outcome = FRESHENER.freshen_stream([streamed_item(record) for record in records])
+    if outcome.refused:
+        LOGGER.warning("items were refused", extra={"refused": outcome.refused, "kept": outcome.key})
+    return partial_failure(record.sequence for record in records[outcome.stored_before :][:1])
+
+
+def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:
+    """API Gateway's payload 2.0, or a batch of the stream."""
+    return from_stream(event) if "Records" in event else HTTP.resolve(event, context)

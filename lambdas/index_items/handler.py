@@ -1,0 +1,46 @@
+"""The items table's stream to the vector index: what changed is found with its new vector, or no more."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aws_lambda_powertools import Logger
+
+from narrows.adapters.items import entries_of
+from narrows.adapters.opensearch import index_versions
+from narrows.indexing import index_items
+from narrows.settings import environment, load_app
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The variables of this function."""
+
+    app: str
+    search_url: str
+    search_name: str
+    search_engine: str
+    aws_region: str
+
+
+SETTINGS = environment(Settings, os.environ)
+APP = load_app(Path(__file__).resolve().parents[2] / "apps" / SETTINGS.app)
+VERSIONS = index_versions(
+    APP.index,
+    url=SETTINGS.search_url,
+    name=SETTINGS.search_name,
+    engine=SETTINGS.search_engine,
+    region=SETTINGS.aws_region,
+)
+LOGGER = Logger(service="index_items")
+
+
+def handler(event: dict[str, Any], _: Any) -> None:
+    """A batch of the table's stream; an error makes Lambda deliver it again, which changes nothing twice."""
+    indexed = index_items(entries_of(event), VERSIONS, APP.catalogue)
+    if indexed.refused or indexed.waiting:
+        refused = dict(list(indexed.refused.items())[:5])
+        LOGGER.warning("items are not in the index", extra={"refused": refused, "waiting": indexed.waiting})

@@ -1,0 +1,1 @@
+"""The function that extends the item snapshot by what changed."""

@@ -1,0 +1,281 @@
+"""`narrows freshness`: how soon a new item can be shown, and how soon one that changed no longer is."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from narrows.cli.api_client import Api
+from narrows.cli.console import CommandFailed, Console, Progress, between
+from narrows.cli.places import Places
+from narrows.settings import App
+
+DESCRIPTION = """\
+Inject probe items through POST /api/items into the local cloud that runs this app (narrows up), ask every
+surface for slates until each probe may be shown, then sell it out or delete it and ask until it no longer
+may. All is measured at the API's answers; the probes are removed afterwards. Exit code 1 where a target is
+missed."""
+CREATED, SUPPRESSED = "created_to_eligible", "changed_to_suppressed"
+TARGETS_S = {CREATED: 60.0, SUPPRESSED: 5.0}
+PATIENCE_S = {CREATED: 120.0, SUPPRESSED: 20.0}
+"""A probe that takes longer is given up, and counts as never."""
+
+IN_A_ROW = 4
+"""Answers, each over a connection of its own, that must agree: the API has several processes."""
+
+AT_ONCE = 5
+PAUSE_S = 0.05
+OFFERS_NEW = frozenset({"fresh", "two_tower", "content"})
+
+
+class Shown(Protocol):
+    """The API as the probes see it."""
+
+    def change_items(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Send items; the answer has a verdict for each."""
+
+    def recommend(self, surface: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The slate for a request."""
+
+    def close(self) -> None:
+        """Let the next call go to any process of the API."""
+
+
+def add(commands: Any) -> None:
+    """Declare the command line."""
+    parser = commands.add_parser(
+        "freshness",
+        help="measure how soon items appear and disappear",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--app", default="megashop", help="the app that runs (default: megashop)")
+    parser.add_argument(
+        "--probes", type=between(1, 10_000), default=50, help="how many items to inject (default: 50)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the percentiles as one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapping[str, Any]:
+    """Measure in the local cloud that runs."""
+    from localcloud import supervisor  # only the commands that look at it load it
+
+    app = places.app(arguments.app)
+    state = supervisor.status(places.home)
+    if not state["running"] or "api" not in state:
+        raise CommandFailed(
+            f"no local cloud runs in {places.home}; start it with narrows up --app {app.name}"
+        )
+    if state.get("app") != app.name:
+        raise CommandFailed(f"the local cloud runs {state.get('app')}, not {app.name}; narrows down ends it")
+    probes = Probes(app, Api(state["api"]), time.monotonic, time.sleep, run=f"{int(time.time())}")
+    with console.progress("probes", arguments.probes, "probes") as progress:
+        try:
+            probes.measure(arguments.probes, progress)
+        finally:
+            removed = probes.remove()
+    return _told({**probes.report(), "removed": removed}, console)
+
+
+def _told(report: dict[str, Any], console: Console) -> dict[str, Any]:
+    rows = [
+        (
+            surface,
+            name.replace("_", " "),
+            f"{one['p50']:.1f} s",
+            f"{one['p99']:.1f} s",
+            f"{TARGETS_S[name]:g} s",
+        )
+        for surface, both in {**report["surfaces"], "all": report}.items()
+        for name in (CREATED, SUPPRESSED)
+        if (one := both[name])
+    ]
+    console.table(("surface", "", "p50", "p99", "target (p99)"), rows)
+    for surface, why in report["unmeasured"].items():
+        console.say(f"{surface}: not measured; {why}")
+    for reason in report["reasons"]:
+        console.say(reason)
+    return report
+
+
+@dataclass
+class _Probe:
+    """One item on its way: since when it waits for what, and in how many answers in a row it came."""
+
+    item_id: str
+    gone_by: str
+    phase: str
+    since: float
+    agreed: dict[str, int] = field(default_factory=dict)
+    first: dict[str, float] = field(default_factory=dict)
+
+    def wait_for(self, phase: str, now: float) -> None:
+        self.phase, self.since, self.agreed, self.first = phase, now, {}, {}
+
+    def seen(self, surface: str, as_wanted: bool, now: float) -> None:
+        """One answer; the moment that counts is the first of those in a row that agree."""
+        if self.agreed.get(surface, 0) >= IN_A_ROW:
+            return
+        self.agreed[surface] = self.agreed.get(surface, 0) + 1 if as_wanted else 0
+        if self.agreed[surface] == 1:
+            self.first[surface] = now
+
+
+class Probes:
+    """Probe items of one run, and how long each took on each surface."""
+
+    def __init__(
+        self,
+        app: App,
+        api: Shown,
+        clock: Callable[[], float],
+        sleep: Callable[[float], object],
+        *,
+        run: str,
+    ) -> None:
+        self._app, self._api, self._clock, self._sleep, self._run = app, api, clock, sleep, run
+        self.surfaces = [name for name in app.surfaces if self._quota(name)]
+        self.took: dict[str, dict[str, list[float]]] = {
+            name: {CREATED: [], SUPPRESSED: []} for name in self.surfaces
+        }
+        self._live: dict[str, _Probe] = {}
+        self._made: list[str] = []
+        self._present: set[str] = set()
+        if not self.surfaces:
+            raise CommandFailed(f"no surface of {app.name} asks a source that offers new items: add fresh")
+
+    def _quota(self, surface: str) -> int:
+        return sum(one.quota for one in self._app.surfaces[surface].sources if one.name in OFFERS_NEW)
+
+    def measure(self, count: int, progress: Progress) -> None:
+        """Inject so many and follow each until it has come and gone, never more than the sources offer."""
+        most = max(1, min(min(self._quota(name) for name in self.surfaces) // 2, 25))
+        while len(self._made) < count or self._live:
+            missing = min(count - len(self._made), most - len(self._live), AT_ONCE)
+            if missing > 0:
+                self._create(missing)
+            for surface in self.surfaces:
+                self._look(surface)
+            self._move_on()
+            progress.to(len(self._made) - len(self._live))
+            self._sleep(PAUSE_S)
+
+    def _create(self, count: int) -> None:
+        ids = [f"probe-{self._run}-{len(self._made) + place:05d}" for place in range(count)]
+        now = self._clock()
+        self._made += ids
+        self._send([self._item(item_id) for item_id in ids])
+        for place, item_id in enumerate(ids, start=len(self._made) - count):
+            sold_out = self._app.catalogue.stock and place % 2
+            self._live[item_id] = _Probe(item_id, "stock" if sold_out else "deleted", CREATED, now)
+
+    def _item(self, item_id: str, **changed: Any) -> dict[str, Any]:
+        catalogue = self._app.catalogue
+        known: dict[str, Any] = dict.fromkeys(catalogue.text[:1], "Freshness probe")
+        known |= {catalogue.price: 1.0} if catalogue.price else {}
+        known |= {catalogue.stock: 1} if catalogue.stock else {}
+        return {catalogue.id: item_id, **known, **changed}
+
+    def _look(self, surface: str) -> None:
+        """Ask once for a slate with all that could be in it."""
+        body = {"session_id": f"probe-{self._run}", "limit": 1, "explain": True}
+        answer = self._api.recommend(surface, body)
+        now = self._clock()
+        self._api.close()
+        eligible = set(answer["trace"]["eligible"]) | {one["item_id"] for one in answer["recommendations"]}
+        for probe in self._live.values():
+            probe.seen(surface, (probe.item_id in eligible) is (probe.phase == CREATED), now)
+
+    def _move_on(self) -> None:
+        """Those that all surfaces have answered for go on; those that took too long are given up."""
+        now = self._clock()
+        ready = [probe for probe in self._live.values() if self._is_ready(probe, now)]
+        for probe in ready:
+            for surface in self.surfaces:
+                agreed = probe.agreed.get(surface, 0) >= IN_A_ROW
+                took = probe.first[surface] - probe.since if agreed else math.inf
+                self.took[surface][probe.phase].append(took)
+        done = [one for one in ready if one.phase == SUPPRESSED]
+        self._remove([probe.item_id for probe in done])
+        for probe in done:
+            del self._live[probe.item_id]
+        changed = [one for one in ready if one.phase == CREATED]
+        for probe in changed:
+            probe.wait_for(SUPPRESSED, self._clock())
+        self._send([self._gone(probe) for probe in changed])
+
+    def _is_ready(self, probe: _Probe, now: float) -> bool:
+        answered = all(probe.agreed.get(name, 0) >= IN_A_ROW for name in self.surfaces)
+        return answered or now - probe.since > PATIENCE_S[probe.phase]
+
+    def _gone(self, probe: _Probe) -> dict[str, Any]:
+        if probe.gone_by == "stock":
+            return self._item(probe.item_id, **{self._app.catalogue.stock: 0})
+        return {self._app.catalogue.id: probe.item_id, "deleted": True}
+
+    def remove(self) -> int:
+        """Delete every probe of this run that is still there; how many were made."""
+        self._remove([item_id for item_id in self._made if item_id in self._present])
+        return len(self._made)
+
+    def _remove(self, item_ids: Sequence[str]) -> None:
+        for start in range(0, len(item_ids), 100):
+            part = item_ids[start : start + 100]
+            self._send([{self._app.catalogue.id: item_id, "deleted": True} for item_id in part])
+
+    def _send(self, items: Sequence[Mapping[str, Any]]) -> None:
+        if not items:
+            return
+        answer = self._api.change_items(items)
+        refused = [one for one in answer["verdicts"] if one["status"] not in ("accepted", "unchanged")]
+        if refused:
+            raise CommandFailed(f"{len(refused)} probes were refused, for example {refused[0]}")
+        for item in items:
+            item_id = str(item[self._app.catalogue.id])
+            (self._present.discard if item.get("deleted") else self._present.add)(item_id)
+
+    def report(self) -> dict[str, Any]:
+        """Percentiles in seconds, of each surface and of all; null where a probe never came or went."""
+        surfaces = {
+            name: {phase: _percentiles(took) for phase, took in both.items()}
+            for name, both in self.took.items()
+        }
+        every = {
+            phase: _percentiles([one for both in self.took.values() for one in both[phase]])
+            for phase in (CREATED, SUPPRESSED)
+        }
+        reasons = [
+            f"{phase} takes {every[phase]['p99']:.1f} s at p99; the target is {target:g} s"
+            for phase, target in TARGETS_S.items()
+            if not every[phase]["p99"] <= target
+        ]
+        unmeasured = {
+            name: "none of its sources offers items that came after the training; add fresh or two_tower"
+            for name in self._app.surfaces
+            if name not in self.surfaces
+        }
+        return {
+            "app": self._app.name,
+            "vectors": self._app.tiers["vectors"],
+            "probes": len(self._made),
+            **every,
+            "surfaces": surfaces,
+            "unmeasured": unmeasured,
+            "reasons": reasons,
+            "ok": not reasons,
+        }
+
+
+def _percentiles(took: Sequence[float]) -> dict[str, float]:
+    """By nearest rank; nan of nothing."""
+    ordered = sorted(took)
+
+    def at(share: float) -> float:
+        return round(ordered[max(math.ceil(share * len(ordered)) - 1, 0)], 3) if ordered else math.nan
+
+    return {"p50": at(0.5), "p99": at(0.99)}

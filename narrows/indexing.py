@@ -1,0 +1,94 @@
+"""Changed items -> the vector index: what has a vector is found, what is gone is not."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from narrows.freshening import ItemEntry
+from narrows.settings import Catalogue
+from narrows.vector_index import IndexGone, IndexVersions, VectorIndex
+
+OTHER_SIZE = "its vector has another size than the index"
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What became of a batch; `refused`: item id -> why it is not in the index.
+
+    `waiting` items have a vector of a version that has no index: whoever builds one puts them in.
+    """
+
+    upserted: int = 0
+    deleted: int = 0
+    waiting: int = 0
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def index_items(entries: Sequence[ItemEntry], versions: IndexVersions, catalogue: Catalogue) -> Indexed:
+    """Put the last state of each item into the index of its vector's version; the same again changes nothing.
+
+    A deleted item, and one without a vector, is taken out of the live index. StoreUnavailable where the index
+    does not answer: then the batch is to be given again.
+    """
+    newest = list({entry.item_id: entry for entry in entries}.values())
+    gone = [entry for entry in newest if entry.deleted or not entry.vector]
+    placed: dict[str, list[ItemEntry]] = defaultdict(list)
+    for entry in newest:
+        if entry.vector and not entry.deleted:
+            placed[entry.vector_version].append(entry)
+    refused: dict[str, str] = {}
+    upserted = waiting = 0
+    for version, items in placed.items():
+        index = _opened(versions, version)
+        if index is None:
+            waiting += len(items)
+            continue
+        found = _upserted(index, items, catalogue)
+        refused |= found
+        upserted += len(items) - len(found)
+    return Indexed(upserted, _deleted(versions, gone), waiting, refused)
+
+
+def _opened(versions: IndexVersions, version: str | None) -> VectorIndex | None:
+    try:
+        return versions.open(version)
+    except IndexGone:
+        return None
+
+
+def _deleted(versions: IndexVersions, entries: Sequence[ItemEntry]) -> int:
+    live = _opened(versions, None) if entries else None
+    if live is None:
+        return 0
+    live.delete(np.asarray([entry.row for entry in entries], np.int32))
+    live.refresh()
+    return len(entries)
+
+
+def _upserted(index: VectorIndex, entries: Sequence[ItemEntry], catalogue: Catalogue) -> dict[str, str]:
+    """Item id -> why the index refused it; the others are in."""
+    right = [entry for entry in entries if len(entry.vector) == 4 * index.dimension]
+    refused = {entry.item_id: OTHER_SIZE for entry in entries if entry not in right}
+    if right:
+        rows = np.asarray([entry.row for entry in right], np.int32)
+        vectors = np.stack([np.frombuffer(entry.vector, np.float32) for entry in right])
+        problems = index.upsert(rows, vectors, _attributes(index, right, catalogue))
+        refused |= {right[place].item_id: str(error) for place, error in problems.items()}
+        index.refresh()
+    return refused
+
+
+def _attributes(
+    index: VectorIndex, entries: Sequence[ItemEntry], catalogue: Catalogue
+) -> dict[str, list[tuple[str, ...]]]:
+    """The values that searches filter by, as the catalogue says them."""
+    columns = {"region": catalogue.regions, "category": catalogue.categories}
+    return {
+        name: [tuple(entry.values.get(column) or ()) for entry in entries]
+        for name, column in columns.items()
+        if column and name in index.filters
+    }

@@ -1,0 +1,259 @@
+"""POST /api/items and the stream of items, on moto: what is stored, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from narrows.adapters.control import DynamoControlTable
+from narrows.adapters.dynamodb import DynamoPolicyLog
+from narrows.adapters.items import DynamoItemTable
+from narrows.adapters.s3 import S3Objects
+from narrows.control import Pointer, snapshot_pointer
+from narrows.freshening import QUARANTINE, ItemEntry
+from narrows.snapshot import write_base
+from tests.contract.tables import create_bucket, create_table
+from tests.functions.doorways import CONTEXT, call, cold_start, http_event, kinesis_event
+from tests.servers import REGION, Aws
+
+PATH = "/api/items"
+SHOE = {
+    "item_id": "shoe", "title": "A shoe", "category": ["shoes"], "brand": "b", "price": 9.5, "stock": 3,
+    "margin": 0.2, "regions": ["DE"], "created_at": "2026-11-21T09:00:00Z",
+}  # fmt: skip
+
+
+class Deployed:
+    """The function and what it writes to."""
+
+    def __init__(self, aws: Aws, monkeypatch: pytest.MonkeyPatch) -> None:
+        dynamodb = aws.client("dynamodb")
+        tables = {kind: create_table(dynamodb, kind) for kind in ("items", "policy", "control")}
+        self.objects = S3Objects(aws.client("s3"), create_bucket(aws.client("s3")))
+        self.log = DynamoPolicyLog(dynamodb, tables["policy"], replica=5)
+        self.table = DynamoItemTable(dynamodb, tables["items"], self.log)
+        self.control = DynamoControlTable(
+            tables["control"], region=REGION, connect_timeout_s=1, read_timeout_s=2
+        )
+        variables = {f"{kind.upper()}_TABLE": name for kind, name in tables.items()}
+        variables |= {"APP": "megashop", "BUCKET": self.objects.bucket, "AWS_REGION": REGION}
+        self.module: ModuleType = cold_start("freshen_catalogue", monkeypatch, variables)
+
+    def send(self, *items: Any) -> list[dict[str, Any]]:
+        status, content = call(self.module, http_event("POST", PATH, {"items": list(items)}))
+        assert status == 200, content
+        assert content["accepted"] + content["rejected"] == len(items)
+        return list(content["verdicts"])
+
+    def stored(self, *ids: str) -> dict[str, ItemEntry]:
+        return dict(self.table.read(ids))
+
+    def rules(self) -> list[tuple[str, str, Any]]:
+        return [(one.kind, one.item_id, one.value) for one in self.log.read(0)]
+
+
+@pytest.fixture
+def deployed(moto: Aws, monkeypatch: pytest.MonkeyPatch) -> Deployed:
+    return Deployed(moto, monkeypatch)
+
+
+def test_an_item_is_stored_as_it_was_sent(deployed: Deployed) -> None:
+    """Under the app's names, with a row of its own; the moment is read, the version is its arrival."""
+    (verdict,) = deployed.send(SHOE)
+    assert verdict == {"index": 0, "item_id": "shoe", "status": "accepted"}
+    entry = deployed.stored("shoe")["shoe"]
+    wanted = {name: value for name, value in SHOE.items() if name not in ("item_id", "created_at")}
+    assert entry.values == {**wanted, "created_at": 1_795_251_600.0}
+    assert (entry.row, entry.deleted, entry.vector) == (0, False, b"")
+    assert entry.version == int(entry.first_at * 1000)
+    assert deployed.rules() == []
+
+
+def test_versions_decide_what_counts(deployed: Deployed) -> None:
+    """An older one loses, the same again changes nothing, the same number with other content is told."""
+    new = {**SHOE, "version": 7}
+    assert deployed.send(new)[0]["status"] == "accepted"
+    assert deployed.send(new)[0]["status"] == "unchanged"
+    assert deployed.send({**new, "version": 6, "price": 1})[0]["status"] == "stale"
+    (other,) = deployed.send({**new, "price": 1})
+    assert (other["status"], other["field"]) == ("rejected", "version")
+    assert "send a higher version" in other["remedy"]
+    assert deployed.stored("shoe")["shoe"].values["price"] == 9.5
+    assert deployed.send({**new, "version": 8, "price": 1})[0]["status"] == "accepted"
+    after = deployed.stored("shoe")["shoe"]
+    assert (after.row, after.version, after.values["price"]) == (0, 8, 1)
+
+
+def test_rows_are_given_once_and_never_again(deployed: Deployed) -> None:
+    """New items get the next rows, those that come again keep theirs, also after they were deleted."""
+    deployed.send(*({"item_id": f"i{n}"} for n in range(3)))
+    deployed.send({"item_id": "i1", "deleted": True}, {"item_id": "i3"})
+    deployed.send({"item_id": "i1", "title": "back"}, {"item_id": "i4"})
+    rows = {one: entry.row for one, entry in deployed.stored(*(f"i{n}" for n in range(5))).items()}
+    assert rows == {f"i{n}": n for n in range(5)}
+
+
+def test_published_items_keep_their_rows(deployed: Deployed, tmp_path: Path) -> None:
+    """The table has never heard of them: the live snapshot tells their rows, and where new ones begin."""
+    write_base(tmp_path, ["a", "b"], {"price": [1.0, 2.0]}, version="s1", spare=5)
+    deployed.objects.upload(tmp_path, "snapshots/s1")
+    pointer = Pointer("s1", "snapshots/s1", 1.0)
+    deployed.control.move(snapshot_pointer("megashop"), pointer, expected=None)
+    deployed.send({"item_id": "new"}, {"item_id": "b", "stock": 4})
+    assert {one: entry.row for one, entry in deployed.stored("new", "b").items()} == {"new": 2, "b": 1}
+    assert sorted(deployed.rules()) == [("deleted", "b", False), ("stock", "b", True)]
+
+
+def test_what_the_rules_must_know_is_stored_with_the_item(deployed: Deployed) -> None:
+    """Sold out, back, gone, back again: each is one change of the log; a new price is none."""
+    said = []
+    for change in ({"stock": 0}, {"stock": 0, "price": 1}, {"stock": 2}, {"stock": 2, "price": 3}):
+        deployed.send({"item_id": "shoe", "version": len(said) + 1, **change})
+        said.append(deployed.rules()[len([one for part in said for one in part]) :])
+    assert said[0] == said[1] == [("stock", "shoe", False)]
+    assert said[2:] == [[("stock", "shoe", True)], []]
+    deployed.send({"item_id": "shoe", "version": 9, "deleted": True})
+    assert deployed.rules()[-1] == ("deleted", "shoe", True)
+    deployed.send({"item_id": "shoe", "version": 10, "stock": 1})
+    assert deployed.rules()[-1] == ("deleted", "shoe", False)
+
+
+@pytest.mark.parametrize(
+    ("item", "field", "remedy"),
+    [
+        ({"category": [f"tag-{n}" for n in range(10_000)]}, "category", "at most 100"),
+        ({"category": ["a", 7]}, "category[1]", "a string"),
+        ({"category": 7}, "category", "a list of strings"),
+        ({"price": math.nan}, "price", "finite"),
+        ({"price": -1}, "price", "0 or more"),
+        ({"price": "9.50"}, "price", "finite number"),
+        ({"price": True}, "price", "finite number"),
+        ({"stock": math.inf}, "stock", "finite"),
+        ({"title": 5}, "title", "a string"),
+        ({"title": "x" * 20_001}, "title", "at most 20000"),
+        ({"brand": ["b"]}, "brand", "a string"),
+        ({"created_at": "yesterday"}, "created_at", "ISO 8601"),
+        ({"created_at": "2026-11-21T09:00:00"}, "created_at", "time zone"),
+        ({"version": 1.5}, "version", "whole number"),
+        ({"version": -1}, "version", "whole number"),
+        ({"deleted": "yes"}, "deleted", "send true"),
+        ({"titel": "x"}, "titel", "did you mean 'title'"),
+        ({"item_id": ""}, "item_id", "non-empty"),
+        ({"item_id": 5}, "item_id", "a string"),
+        ({"item_id": None}, "item_id", "a string"),
+        ({"item_id": "é" * 200}, "item_id", "256 bytes"),
+        ({"regions": [""]}, "regions[0]", "non-empty"),
+    ],
+)
+def test_a_bad_item_is_told_what_is_wrong_and_the_others_go_on(
+    deployed: Deployed, item: dict[str, Any], field: str, remedy: str
+) -> None:
+    """Field, value and remedy by index; what stands before and behind it in the batch is stored."""
+    before, verdict, after = deployed.send({"item_id": "a"}, {"item_id": "bad", **item}, {"item_id": "c"})
+    assert (verdict["index"], verdict["status"], verdict["field"]) == (1, "rejected", field)
+    assert remedy in verdict["remedy"]
+    assert len(json.dumps(verdict)) < 2_000
+    assert (before["status"], after["status"]) == ("accepted", "accepted")
+    assert set(deployed.stored("a", "bad", "c")) == {"a", "c"}
+
+
+@pytest.mark.parametrize("raw", [7, "item", None, [], [{"item_id": "a"}]])
+def test_what_is_no_item_is_told_so(deployed: Deployed, raw: Any) -> None:
+    """Anything may stand in the list."""
+    verdict, good = deployed.send(raw, {"item_id": "good"})
+    assert (verdict["status"], verdict["field"]) == ("rejected", "item")
+    assert good["status"] == "accepted"
+
+
+def test_an_id_that_comes_twice_counts_once(deployed: Deployed) -> None:
+    """The first is stored, the second is told why not."""
+    first, second = deployed.send({"item_id": "a", "price": 1}, {"item_id": "a", "price": 2})
+    assert (first["status"], second["status"], second["field"]) == ("accepted", "rejected", "item_id")
+    assert "once in a batch" in second["remedy"]
+    assert deployed.stored("a")["a"].values == {"price": 1}
+
+
+@pytest.mark.parametrize(
+    "item",
+    [{}, {"title": ""}, {"title": None}, {"category": []}, {"category": None}, {"category": ["never seen"]}],
+)
+def test_what_may_be_missing_or_new_is_fine(deployed: Deployed, item: dict[str, Any]) -> None:
+    """No text, no category, or one that the catalogue never had: the item is stored, without a vector."""
+    (verdict,) = deployed.send({"item_id": "a", **item})
+    assert verdict["status"] == "accepted"
+    entry = deployed.stored("a")["a"]
+    assert entry.vector == b""
+    assert entry.values == {name: value for name, value in item.items() if value not in (None, [])}
+
+
+def test_categories_may_come_as_one_text(deployed: Deployed) -> None:
+    """As imported catalogues write them, with bars between."""
+    deployed.send({"item_id": "a", "category": "x|y"})
+    assert deployed.stored("a")["a"].values == {"category": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ({}, 400, "items"),
+        ({"items": {}}, 400, "items"),
+        ({"item": []}, 400, "item"),
+        ({"items": [{}] * 251}, 413, "items"),
+        ("no json", 400, "body"),
+        ({"items": [{"title": "x" * 1_000_001}]}, 413, "body"),
+    ],
+)
+def test_a_batch_that_cannot_be_read_is_refused(
+    deployed: Deployed, body: Any, status: int, field: str
+) -> None:
+    """As a whole, naming what is wrong."""
+    answered, content = call(deployed.module, http_event("POST", PATH, body))
+    assert (answered, content["error"]["field"]) == (status, field)
+
+
+def test_a_full_batch_is_stored(deployed: Deployed) -> None:
+    """More items than one transaction holds, each sold out, so that the log grows as well."""
+    verdicts = deployed.send(*({"item_id": f"i{n}", "stock": 0} for n in range(250)))
+    assert {one["status"] for one in verdicts} == {"accepted"}
+    rows = [entry.row for entry in deployed.stored(*(f"i{n}" for n in range(250))).values()]
+    assert sorted(rows) == list(range(250))
+    assert len(deployed.rules()) == 250
+
+
+def test_items_come_through_the_stream_as_well(deployed: Deployed) -> None:
+    """Versions of one item in their order, and what is refused is kept with its reason."""
+    sent = [
+        {"item_id": "a", "version": 1, "price": 1},
+        {"item_id": "b", "price": math.nan},
+        {"item_id": "a", "version": 3, "price": 3},
+        {"item_id": "a", "version": 2, "price": 2},
+    ]
+    records = [("shard-0", str(n), json.dumps(one).encode()) for n, one in enumerate(sent)]
+    records.append(("shard-0", "9", b"\xff no json"))
+    assert deployed.module.handler(kinesis_event(records), CONTEXT) == {"batchItemFailures": []}
+    assert deployed.stored("a", "b") == {"a": deployed.stored("a")["a"]}
+    assert deployed.stored("a")["a"].values == {"price": 3}
+    (key,) = deployed.objects.keys(QUARANTINE)
+    lines = [json.loads(line) for line in gzip.decompress(deployed.objects.get(key) or b"").splitlines()]
+    assert [(line["field"], line.get("item_id")) for line in lines] == [("price", "b"), ("item", None)]
+
+
+def test_a_store_that_is_away_loses_nothing(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over HTTP each item is told to come again; of the stream, Lambda delivers from the first on."""
+    from narrows.errors import StoreUnavailable
+
+    def away(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("the table does not answer")
+
+    monkeypatch.setattr(DynamoItemTable, "write", away)
+    (verdict,) = deployed.send(SHOE)
+    assert (verdict["status"], verdict["remedy"]) == ("rejected", "the item was not stored; send it again")
+    records = [("shard-0", str(n), json.dumps({"item_id": f"i{n}"}).encode()) for n in range(3)]
+    answer = deployed.module.handler(kinesis_event(records), CONTEXT)
+    assert answer == {"batchItemFailures": [{"itemIdentifier": "0"}]}
