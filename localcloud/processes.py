@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
-GRACE_S = 3.0
+GRACE_S = 8.0
+"""From SIGTERM to SIGKILL: a worker answers its requests for up to 3 s, then writes what it holds, and that
+takes as long again on a busy machine. The supervisor needs it twice, AWS last, and is itself given 20 s."""
 
 
 def die_with_parent(grace_s: float = GRACE_S) -> None:

@@ -20,7 +20,7 @@ from localcloud.daemon import Modules
 from localcloud.home import StartError
 from localcloud.jars import JarMissing
 from localcloud.opensearch import JdkMissing
-from localcloud.processes import is_running, started_at
+from localcloud.processes import end, is_running, ready_line, spawn, started_at
 from narrows.adapters.opensearch import OpenSearchIndexVersions, connect
 from narrows.errors import StoreUnavailable
 from narrows.index_settings import IndexSettings
@@ -208,6 +208,16 @@ def test_in_the_foreground_it_ends_with_its_command(home: Path, number: signal.S
     wait_for(lambda: processes_of(home) == [], 30, "the end of all processes")
     assert not (home / "tmp").exists()
     assert not (home / "run" / "state.json").exists()
+
+
+def test_a_process_that_writes_for_a_while_before_it_ends_is_waited_for(tmp_path: Path) -> None:
+    """Four seconds after SIGTERM, as a worker's last requests and its flush take on a busy machine."""
+    log, environment = tmp_path / "log", os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(HERE)))}
+    process = spawn("slow_to_end", [str(tmp_path / "written")], log=log, environment=environment, cwd=ROOT)
+    wait_for(lambda: ready_line(log), 30, "the process")
+    end(process)
+    assert (tmp_path / "written").exists()
+    assert process.returncode == 0
 
 
 def test_a_process_is_told_from_a_stranger_with_its_number() -> None:
