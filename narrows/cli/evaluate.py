@@ -50,8 +50,8 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     heads = ("", *(name.replace("normalized_discounted_cumulative_gain", "ndcg") for name in SHOWN))
     rows = [(name, *(part.get(metric, "-") for metric in SHOWN)) for name, part in report["reports"].items()]
     console.table(heads, rows)
-    if "merged" in report["reports"]:
-        console.say(f"recall of 300 merged candidates: {report['reports']['merged']['recall_at_300']:.3f}")
+    if arguments.sources:
+        console.say(f"recall of 300 merged candidates: {report['reports']['merged']['recall_at_300']}")
     console.say(f"{report['protocol']}, {report['users']:,} users")
     return report
 
