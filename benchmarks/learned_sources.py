@@ -119,7 +119,7 @@ def summary(lines: Sequence[Line]) -> Iterator[Line]:
 
 
 def speed() -> Iterator[Line]:
-    """Milliseconds of one forward pass for one visitor, the median of many, with the sizes of the defaults."""
+    """Milliseconds of one forward pass for one visitor, the median of many, in the default sizes."""
     drawn, towers, transformer = np.random.default_rng(0), two_tower.Params(), session.Params()
     size = {"dimension": towers.dimension, "history": towers.history, "hidden": towers.hidden}
     weights = two_tower_weights(drawn, content=64, **size)

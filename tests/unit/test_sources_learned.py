@@ -178,6 +178,18 @@ def test_the_session_model_offers_the_likeliest(sessions: Session) -> None:
     assert np.isnan(source.signals(asked, np.asarray([0, 24, 29, -1, 99], np.int32))).all()
 
 
+def test_a_second_question_of_a_request_is_not_computed_again(sessions: Session) -> None:
+    """The network runs once for a query, and again for another; what was excluded is still scored."""
+    source = sessions.bind(rows_of, SIZE)
+    asked, rows = query([5, 6], exclude=(5, 6)), np.arange(5, 24, dtype=np.int32)
+    source.retrieve(asked, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "session_state", lambda *_: pytest.fail("it was computed again"))
+        again = source.score(asked, rows)
+    assert np.array_equal(again, source.score(query([5, 6]), rows))
+    assert np.isfinite(again).all()
+
+
 def test_only_the_window_of_a_session_counts(sessions: Session) -> None:
     """What lies further back changes nothing."""
     source = sessions.bind(rows_of, SIZE)
