@@ -6,7 +6,7 @@ other: one aggregate grouped by (key, as_of) gives them, the same that gives the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
@@ -15,10 +15,16 @@ from pyspark.sql.window import Window
 
 from narrows.features.kinds import LastN, PerValue
 from narrows.features.registry import MISSING_SUFFIX, VISITOR_SCOPES, FeatureSet
-from narrows.features.sql import extracted_sql, folded_sql, keyed_sql
+from narrows.features.sql import extracted_sql, folded_sql, is_one_aggregate, keyed_sql
 
 JUST_BEFORE_S = 0.001
 """A label's own event must not be among what was known: a request is asked a millisecond earlier."""
+SETTINGS: Mapping[str, str] = {
+    # 128 by default: a task with more keys than that would sort its rows instead of hashing them
+    "spark.sql.objectHashAggregate.sortBased.fallbackThreshold": "50000",
+    # rows are kept for a minute; finding out how each column compresses takes longer than reading them
+    "spark.sql.inMemoryColumnarStorage.compressed": "false",
+}
 VALUES = T.MapType(T.StringType(), T.DoubleType())
 DECISIONS = T.StructType(
     [
@@ -78,27 +84,36 @@ def point_in_time(events: DataFrame, requests: DataFrame, features: FeatureSet, 
     """key, as_of and one column a feature of the scope, for those of the (key, as_of) that have any event."""
     asked = requests.select("key", "as_of").distinct()
     rows = _extracted(keyed(events, scope), features, scope)
-    return _folded(rows.join(asked, "key").where(F.col("since") <= F.col("as_of")), features, scope)
+    known = rows.join(asked, "key").where(F.col("since") <= F.col("as_of"))
+    return _folded(_together(known.drop("since"), features, scope), features, scope)
 
 
 def as_of_now(events: DataFrame, features: FeatureSet, scope: str, as_of: float) -> DataFrame:
     """The same for every key, as of one moment; what a session left to its user is the user's alone."""
     known = events.where(F.col("time") <= as_of)
-    rows = _extracted(keyed(known, scope, at_login=False), features, scope)
+    rows = _extracted(keyed(known, scope, at_login=False), features, scope).drop("since")
     if scope == "visitor":
         rows = _moved_for_good(rows, _logins(known))
-    return _folded(rows.withColumn("as_of", F.lit(as_of)), features, scope)
+    return _folded(_together(rows, features, scope).withColumn("as_of", F.lit(as_of)), features, scope)
 
 
 def _extracted(rows: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
+    for name, value in SETTINGS.items():
+        rows.sparkSession.conf.set(name, value)
     rows.createOrReplaceTempView("narrows_keyed")
     return rows.sparkSession.sql(extracted_sql(features, scope, "narrows_keyed", "since"))
 
 
-def _folded(rows: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
-    """The aggregates over rows that lie together by key, once for all of them."""
+def _together(rows: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
+    """The rows side by side by key and kept, where more than one aggregate reads them."""
+    if is_one_aggregate(features, scope):
+        return rows
     parts = int(rows.sparkSession.conf.get("spark.sql.shuffle.partitions") or 200)
-    rows.drop("since").repartition(parts, "key").persist().createOrReplaceTempView("narrows_extracted_rows")
+    return rows.repartition(parts, "key").persist()
+
+
+def _folded(rows: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
+    rows.createOrReplaceTempView("narrows_extracted_rows")
     return rows.sparkSession.sql(folded_sql(features, scope, "narrows_extracted_rows"))
 
 
@@ -227,12 +242,13 @@ def _moved_for_good(rows: DataFrame, logins: DataFrame) -> DataFrame:
     """The rows of sessions that logged in under their user; users' own rows take no part in the join."""
     user = F.concat(F.lit("u#"), F.col("login.user_id"))
     sessions = logins.select(F.concat(F.lit("s#"), "session_id").alias("key"), user.alias("moved_to"))
-    theirs = rows.where("key LIKE 's#%'").join(sessions, "key", "left")
+    theirs = rows.where("key LIKE 's#%'").join(sessions.hint("shuffle_hash"), "key", "left")
     moved = theirs.withColumn("key", F.coalesce("moved_to", "key")).select(*rows.columns)
     return rows.where("key NOT LIKE 's#%'").unionByName(moved)
 
 
 def _logins(events: DataFrame) -> DataFrame:
+    """session_id and login: the first time and user; few sessions have two, so one is found by hashing."""
     both = F.col("user_id").isNotNull() & F.col("session_id").isNotNull()
-    first = F.min(F.struct("time", "user_id")).alias("login")
-    return events.where(both).groupBy("session_id").agg(first)
+    each = events.where(both).groupBy("session_id", "user_id").agg(F.min("time").alias("time"))
+    return each.groupBy("session_id").agg(F.min(F.struct("time", "user_id")).alias("login"))

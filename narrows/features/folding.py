@@ -100,11 +100,11 @@ class Tally(Kind, Protocol):
     def sql_state(self, rows: SqlRows) -> dict[str, str]:
         """The parts kept for each text, each an aggregate over its rows; `n` counts the rows taken."""
 
-    def sql_taken(self, parts: Mapping[str, str], now: str) -> str:
-        """A condition over the parts: whether the text is among those that the feature holds."""
+    def sql_value(self, parts: Mapping[str, str], now: str) -> str:
+        """The text of what is kept for a text as of `now`, NULL where the feature does not hold it."""
 
-    def sql_read(self, state: str, now: str) -> str:
-        """The text of the value; `state` is an array of structs: the word and the parts."""
+    def sql_read(self, state: str) -> str:
+        """The text of the value; `state` is an array of structs: the word and what is kept for it."""
 
 
 class Fold:

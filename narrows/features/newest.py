@@ -93,7 +93,7 @@ class LastN(Fold):
     def sql_entry(self, rows: SqlRows) -> tuple[str, str]:
         item_id = rows.column(rows.text("item_id"))
         condition = rows.column(f"{rows.taken(self.of)} AND {rows.text('item_id')} IS NOT NULL")
-        return condition, f"struct(time, event_id, {item_id} AS item_id, event_type)"
+        return condition, f"struct(time, event_id, {item_id} AS item_id)"
 
     def sql_read(self, state: str, now: str) -> str:
         return f"transform(filter({state}, one -> one.time <= {now}), one -> one.item_id)"

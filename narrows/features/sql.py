@@ -45,28 +45,20 @@ def keyed_sql(scope: str, events: str) -> str:
     return f"SELECT {key} AS key, {', '.join(COLUMNS)} FROM ({chosen}) WHERE {key} IS NOT NULL"
 
 
-def states_sql(
-    feature_set: FeatureSet, scope: str, events: str, requests: str | None = None, since: str = "time"
-) -> str:
-    """One SELECT: key, as_of and a column with the state of every feature of the scope.
-
-    `events` is a relation with the lake's columns and `key`. With `requests`, a relation of key and as_of,
-    each request gets the state of the events up to its moment, also where there are none; without, `events`
-    has `as_of` itself and says what belongs to which moment. `since` names the column that says from when
-    on an event is known for the key; what the features fold is its `time`.
-    """
-    return _Query(features_of(feature_set, scope)).states(events, requests, since)
-
-
 def values_sql(
     feature_set: FeatureSet, scope: str, events: str, requests: str | None = None, since: str = "time"
 ) -> str:
-    """One SELECT over `states_sql`: the value of every feature as of `as_of`, NULL where it is missing.
+    """One SELECT: key, as_of and the value of every feature of the scope, NULL where it is missing.
 
-    A feature is a double, a list an array of item ids, a pair a map from text to double.
+    A feature is a double, a list an array of item ids, a pair a map from text to double. `events` is a
+    relation with the lake's columns and `key`. With `requests`, a relation of key and as_of, each request
+    gets the values of the events up to its moment, also where there are none; without, `events` has `as_of`
+    itself and says what belongs to which moment. `since` names the column that says from when on an event is
+    known for the key; what the features fold is its `time`.
     """
     query = _Query(features_of(feature_set, scope))
-    return f"SELECT key, as_of, {query.reads()} FROM ({query.states(events, requests, since)})"
+    relations = query.relations()  # what the kinds ask for is known when they have written their aggregates
+    return query.values(query.requested(events, requests, since), relations)
 
 
 def extracted_sql(feature_set: FeatureSet, scope: str, events: str, since: str = "time") -> str:
@@ -75,15 +67,19 @@ def extracted_sql(feature_set: FeatureSet, scope: str, events: str, since: str =
     Kept once by key, with the `as_of` that each row belongs to, `folded_sql` aggregates it without moving it.
     """
     query = _Query(features_of(feature_set, scope))
-    query.relations()  # what the kinds ask for is known when they have written their aggregates
+    query.relations()
     return query.extraction(events, f"{since} AS since")
 
 
 def folded_sql(feature_set: FeatureSet, scope: str, extracted: str) -> str:
     """`values_sql` over rows of `extracted_sql` that have `as_of`."""
     query = _Query(features_of(feature_set, scope))
-    states = query.over(f"SELECT * FROM {extracted}")
-    return f"SELECT key, as_of, {query.reads()} FROM ({states})"
+    return query.values(f"SELECT * FROM {extracted}", query.relations())
+
+
+def is_one_aggregate(feature_set: FeatureSet, scope: str) -> bool:
+    """Whether the rows are read once and added up where they lie: then there is nothing to keep together."""
+    return len(_Query(features_of(feature_set, scope)).relations()) == 1
 
 
 def features_of(feature_set: FeatureSet, scope: str) -> tuple[Feature, ...]:
@@ -118,15 +114,8 @@ class _Query:
         elif isinstance(kind, PerValue | Entropy | DistinctCount):
             self.tallied.setdefault(kind.sql_word(self.rows), {})[name] = kind
         else:
-            self.parts[name] = self._shared(cast(Additive, kind).sql_state(self.rows), self.added)
-
-    def states(self, events: str, requests: str | None, since: str) -> str:
-        relations = self.relations()
-        return self._select(self._extracted(events, requests, since), relations)
-
-    def over(self, extracted: str) -> str:
-        """The states of rows that are extracted already."""
-        return self._select(extracted, self.relations())
+            state = self._shared(cast(Additive, kind).sql_state(self.rows), self.added)
+            self.parts[name] = {part: f"narrows_added.{column}" for part, column in state.items()}
 
     def relations(self) -> dict[str, str]:
         """The aggregates by name; they say what has to be extracted."""
@@ -135,19 +124,12 @@ class _Query:
         tallies = {f"narrows_by_{word}": self._tally(word, kinds) for word, kinds in self.tallied.items()}
         return {"narrows_added": added, **newest, **tallies}
 
-    def _select(self, extracted: str, relations: Mapping[str, str]) -> str:
-        columns = [
-            *(f"{_struct(parts)} AS {name}" for name, parts in self.parts.items()),
-            *self.newest,
-            *(name for kinds in self.tallied.values() for name in kinds),
-        ]
+    def values(self, extracted: str, relations: Mapping[str, str]) -> str:
         joins = "".join(f" LEFT JOIN {name} USING (key, as_of)" for name in list(relations)[1:])
         before = {"narrows_extracted": extracted, "narrows_judged": self._judged()}
         named = ", ".join(f"{name} AS ({text})" for name, text in {**before, **relations}.items())
-        return f"WITH {named} SELECT {', '.join(['key', 'as_of', *columns])} FROM narrows_added{joins}"
-
-    def reads(self) -> str:
-        return ", ".join(f"{self._read(feature)} AS {feature.name}" for feature in self.features)
+        reads = [f"{self._read(feature)} AS {feature.name}" for feature in self.features]
+        return f"WITH {named} SELECT {', '.join(['key', 'as_of', *reads])} FROM narrows_added{joins}"
 
     def _shared(self, state: Mapping[str, str], into: dict[str, str]) -> dict[str, str]:
         """The column of each part; features with the same aggregate share it."""
@@ -157,15 +139,16 @@ class _Query:
         """The narrow columns of the events, with these beside the key."""
         types = self._types()
         columns = "".join(f", {text} AS {name}" for text, name in self.rows.extracted.items())
-        read = f"time, event_id, event_type, {self.rows.event_type()} AS kind{columns}"
+        read = f"time, event_id, {self.rows.event_type()} AS kind{columns}"
         where = f" WHERE event_type IN ({', '.join(map(literal, sorted(types)))})" if types else ""
         return f"SELECT {', '.join(['key', *names])}, {read} FROM {events}{where}"
 
-    def _extracted(self, events: str, requests: str | None, since: str) -> str:
+    def requested(self, events: str, requests: str | None, since: str) -> str:
+        """The same for each request of theirs."""
         if requests is None:
             return self.extraction(events, "as_of")
         asked = f"SELECT DISTINCT key, as_of FROM {requests}"
-        names = ", ".join(["time", "event_id", "event_type", "kind", *self.rows.extracted.values()])
+        names = ", ".join(["time", "event_id", "kind", *self.rows.extracted.values()])
         return (
             f"SELECT asked.key, as_of, {names} FROM ({asked}) asked "
             f"LEFT JOIN ({self.extraction(events, f'{since} AS since')}) event "
@@ -174,7 +157,7 @@ class _Query:
 
     def _judged(self) -> str:
         columns = "".join(f", {text} AS {name}" for text, name in self.rows.judged.items())
-        return f"SELECT key, as_of, time, event_id, event_type, kind{columns} FROM narrows_extracted"
+        return f"SELECT key, as_of, time, event_id, kind{columns} FROM narrows_extracted"
 
     def _types(self) -> frozenset[str]:
         """The event types that can change anything; empty for every type."""
@@ -203,30 +186,32 @@ class _Query:
     def _tally(self, word: str, kinds: Mapping[str, Tally]) -> str:
         shared: dict[str, str] = {}
         parts = {name: self._shared(kind.sql_state(self.rows), shared) for name, kind in kinds.items()}
-        lists = [
-            f"collect_list(CASE WHEN {kind.sql_taken(parts[name], 'as_of')} THEN "
-            f"{_struct({'word': 'word', **parts[name]})} END) AS {name}"
-            for name, kind in kinds.items()
-        ]
         types = [kind.types for kind in kinds.values()]
         chosen = f" AND {self.rows.is_type(frozenset().union(*types))}" if all(types) else ""
         each = (
             f"SELECT key, as_of, {word} AS word{_also(shared)} FROM narrows_judged "
             f"WHERE {word} IS NOT NULL{chosen} GROUP BY key, as_of, {word}"
         )
-        held = f"SELECT key, as_of, {', '.join(lists)} FROM ({each}) GROUP BY key, as_of"
-        kept = [f"{_least(name, kind.keep)} AS {name}" for name, kind in kinds.items()]
-        return f"SELECT key, as_of, {', '.join(kept)} FROM ({held})"
+        values = {
+            f"v{at}": kind.sql_value(parts[name], "as_of") for at, (name, kind) in enumerate(kinds.items())
+        }
+        held = {
+            name: f"collect_list(CASE WHEN {value} IS NOT NULL THEN struct(word, {value} AS value) END)"
+            for name, value in zip(kinds, values, strict=True)
+        }
+        kept = {name: _least(name, kind.keep) for name, kind in kinds.items()}
+        read = f"SELECT key, as_of, word{_columns(values)} FROM ({each})"
+        lists = f"SELECT key, as_of{_columns(held)} FROM ({read}) GROUP BY key, as_of"
+        return f"SELECT key, as_of{_columns(kept)} FROM ({lists})"
 
     def _read(self, feature: Feature) -> str:
         name, kind = feature.name, feature.kind
         if isinstance(kind, LastN | LastValue):
             read = kind.sql_read(name, "as_of")
         elif isinstance(kind, PerValue | Entropy | DistinctCount):
-            read = f"CASE WHEN size({name}) > 0 THEN {kind.sql_read(name, 'as_of')} END"
+            read = f"CASE WHEN size({name}) > 0 THEN {kind.sql_read(name)} END"
         else:
-            parts = {part: f"{name}.{part}" for part in self.parts[name]}
-            read = cast(Additive, kind).sql_read(parts, "as_of")
+            read = cast(Additive, kind).sql_read(self.parts[name], "as_of")
         group = _group(feature)
         return f"CASE WHEN size({name}_group) >= {group.keep} THEN {read} END" if group else read
 
@@ -253,8 +238,8 @@ def _also(columns: Mapping[str, str]) -> str:
     return "".join(f", {text} AS {name}" for text, name in columns.items())
 
 
-def _struct(parts: Mapping[str, str]) -> str:
-    return f"named_struct({', '.join(f'{literal(part)}, {column}' for part, column in parts.items())})"
+def _columns(texts: Mapping[str, str]) -> str:
+    return "".join(f", {text} AS {name}" for name, text in texts.items())
 
 
 def _least(held: str, keep: int) -> str:

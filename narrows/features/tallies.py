@@ -102,10 +102,10 @@ class DistinctCount(Fold):
     def sql_state(self, rows: SqlRows) -> dict[str, str]:
         return {"n": f"count({rows.word(self.of)})"}
 
-    def sql_taken(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002
-        return f"{parts['n']} > 0"
+    def sql_value(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002
+        return f"nullif({parts['n']}, 0)"
 
-    def sql_read(self, state: str, now: str) -> str:  # noqa: ARG002  # a sketch does not age
+    def sql_read(self, state: str) -> str:
         greatest = f"array_max(transform({state}, one -> {mark_of('one.word')}))"
         estimate = f"{float((self.keep - 1) * HASH_RANGE)!r}D / {greatest}"
         return f"CASE WHEN size({state}) < {self.keep} THEN cast(size({state}) AS double) ELSE {estimate} END"
@@ -204,14 +204,11 @@ class PerValue(Fold):
     def sql_state(self, rows: SqlRows) -> dict[str, str]:
         return self.kind.sql_state(rows)
 
-    def sql_taken(self, parts: Mapping[str, str], now: str) -> str:
-        return f"({self.kind.sql_read(parts, now)}) IS NOT NULL"
+    def sql_value(self, parts: Mapping[str, str], now: str) -> str:
+        return self.kind.sql_read(parts, now)
 
-    def sql_read(self, state: str, now: str) -> str:
-        parts = {name: f"one.{name}" for name in self.kind.sql_state(SqlRows())}
-        return (
-            f"map_from_entries(transform({state}, one -> struct(one.word, {self.kind.sql_read(parts, now)})))"
-        )
+    def sql_read(self, state: str) -> str:
+        return f"map_from_entries({state})"
 
 
 @dataclass(frozen=True)
@@ -281,12 +278,12 @@ class Entropy(Fold):
     def sql_state(self, rows: SqlRows) -> dict[str, str]:
         return {"n": f"count({rows.word(self.of)})"}
 
-    def sql_taken(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002
-        return f"{parts['n']} > 0"
+    def sql_value(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002
+        return f"nullif({parts['n']}, 0)"
 
-    def sql_read(self, state: str, now: str) -> str:  # noqa: ARG002  # counts do not age
-        total = f"aggregate({state}, 0L, (sum, one) -> sum + one.n)"
-        bits = f"aggregate({state}, 0D, (sum, one) -> sum - one.n / {total} * log2(one.n / {total}))"
+    def sql_read(self, state: str) -> str:
+        total = f"aggregate({state}, 0L, (sum, one) -> sum + one.value)"
+        bits = f"aggregate({state}, 0D, (sum, one) -> sum - one.value / {total} * log2(one.value / {total}))"
         return f"greatest({bits}, 0D)"
 
 
