@@ -30,7 +30,7 @@ from narrows.retrieval import Floats
 from narrows.vector_index import EVERYTHING, Where
 
 K = 100
-QUESTIONS = 1_000
+QUESTIONS = 500
 CENTRES = 2_000
 FILTERS = {"all": 1.0, "90%": 0.9, "50%": 0.5, "10%": 0.1, "1%": 0.01}
 CHANGES = 200

@@ -55,8 +55,9 @@ def read_index(table: Table) -> IndexSettings:
         filters=table.texts("filters", kept.filters),
     )
     for one in settings.filters:
-        if one == "vector" or not re.fullmatch(r"[a-z][a-z0-9_]*", one):
-            table.problem("filters", one, "name it in lower-case letters, digits and _, and not 'vector'")
+        if one in ("row", "vector") or not re.fullmatch(r"[a-z][a-z0-9_]*", one):
+            remedy = "name it in lower-case letters, digits and _, and neither 'row' nor 'vector'"
+            table.problem("filters", one, remedy)
     if settings.engine == "lucene" and settings.numbers == "fp16":
         table.problem("numbers", "fp16", "engine lucene has float and byte; choose one, or engine faiss")
     if (settings.engine, settings.numbers, settings.space) == ("faiss", "byte", "cosinesimil"):

@@ -105,7 +105,10 @@ class IndexVersions(Protocol):
         """
 
     def promote(self, version: str) -> None:
-        """It is whole from now on, and the live one, at once; IndexGone where there is none."""
+        """It is whole from now on, and the live one, at once; IndexGone where there is none.
+
+        What `create` gave was for building: `open` it for what changes later.
+        """
 
     def open(self, version: str | None = None) -> VectorIndex:
         """The index of that version, live or kept from before; without a version the live one.

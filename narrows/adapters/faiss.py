@@ -41,8 +41,9 @@ REBUILT_AT = 2.0
 ROWS_A_LIST = 500
 TRAINED_ON = 64
 QUERIES = 400
+DEEP_QUERIES = 40
 RECALL = 0.98
-DEPTHS = (10, 100, 1_000)
+DEPTHS = (10, 100, 1_000, 10_000)
 STEP = 1.08
 SEED = 0
 MOSTLY = 0.25
@@ -273,16 +274,18 @@ def _built(part: _Exact, recall: float) -> _Lists:
 
 
 def _calibrated(index: Any, vectors: Floats, queries: Floats, recall: float) -> tuple[float, ...]:
-    """For each of `DEPTHS` the fewest lists, in small steps, that give the recall wanted."""
+    """For each of `DEPTHS` the fewest lists, in small steps, that give the recall wanted of so many."""
     exact = faiss.IndexFlatIP(vectors.shape[1])
     exact.add(vectors)
-    _, truth = exact.search(queries, min(DEPTHS[-1], len(vectors)))
     steps = np.arange(np.ceil(np.log(index.nlist) / np.log(STEP)))
     counts: list[int] = np.unique(np.append(STEP**steps, index.nlist).astype(int)).tolist()
 
     def fewest(depth: int) -> float:
+        chosen = queries if depth <= DEPTHS[-2] else queries[:DEEP_QUERIES]
+        _, truth = exact.search(chosen, min(depth, len(vectors)))
+
         def reached(probes: int) -> bool:
-            return _recall(index, queries, truth[:, :depth], probes) >= recall
+            return _recall(index, chosen, truth, probes) >= recall
 
         return float(counts[min(bisect_left(counts, True, key=reached), len(counts) - 1)])
 

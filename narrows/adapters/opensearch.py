@@ -58,7 +58,7 @@ LARGEST_BYTE = 127.0
 MAIN, FRESH = "main", "fresh"
 HALF_BUILT = "half built"
 PATIENT = {"request_timeout": CHANGE_S}
-ANSWERED = ("responses.hits.hits._index", "responses.hits.hits._score", "responses.hits.hits._id")
+ANSWERED = ("responses.hits.hits._index", "responses.hits.hits._score", "responses.hits.hits.fields.row")
 FAILED = ("responses.error.type", "responses.error.reason", "responses.status")
 
 
@@ -121,8 +121,9 @@ def mapping(settings: IndexSettings, dimension: int, meta: Mapping[str, Any]) ->
     return {
         "dynamic": "strict",
         "_meta": dict(meta),
-        "_source": {"excludes": ["vector"]},
-        "properties": {"vector": vector} | {name: {"type": "keyword"} for name in settings.filters},
+        "_source": {"enabled": False},  # nobody reads it
+        "properties": {"vector": vector, "row": {"type": "integer", "index": False}}
+        | {name: {"type": "keyword"} for name in settings.filters},
     }
 
 
@@ -162,7 +163,7 @@ class OpenSearchVectorIndex:
         stored = self._stored(np.asarray(vectors, np.float32)[good]) if good else []
         place = {str(rows[at]): at for at in good}
         documents = {
-            str(rows[at]): {"vector": vector}
+            str(rows[at]): {"row": int(rows[at]), "vector": vector}
             | {name: list(values[at]) for name, values in attributes.items()}
             for at, vector in zip(good, stored, strict=True)
         }
@@ -214,7 +215,13 @@ class OpenSearchVectorIndex:
         if where.any_of:
             terms = [{"terms": {name: sorted(values)}} for name, values in sorted(where.any_of.items())]
             knn["filter"] = {"bool": {"filter": terms}}
-        return {"size": k, "query": {"knn": {"vector": knn}}, "_source": False}
+        # ids and sources are kept packed, and to unpack them took most of a search's time
+        return {
+            "size": k,
+            "query": {"knn": {"vector": knn}},
+            "stored_fields": "_none_",
+            "docvalue_fields": ["row"],
+        }
 
     def _read(self, answer: Mapping[str, Any], rows: Rows, scores: Floats, scale: float) -> None:
         """Fill in the hits of one question; of a row in both parts the fresh one counts."""
@@ -222,7 +229,7 @@ class OpenSearchVectorIndex:
             _fail(self.version, int(answer["status"]), answer["error"])
         found: dict[int, tuple[bool, float]] = {}
         for hit in answer.get("hits", {}).get("hits", ()):
-            row, fresh = int(hit["_id"]), hit["_index"].endswith(FRESH)
+            row, fresh = int(hit["fields"]["row"][0]), hit["_index"].endswith(FRESH)
             if fresh or row not in found:
                 found[row] = (fresh, hit["_score"])
         best = sorted(found.items(), key=lambda one: (-one[1][1], one[0]))
