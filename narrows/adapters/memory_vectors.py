@@ -105,7 +105,8 @@ class MemoryIndexVersions:
 
     def promote(self, version: str) -> None:
         with self._lock:
-            index = self._building.pop(version, None) or self._whole.get(version)
+            index = self._building.pop(version, None)
+            index = self._whole.get(version) if index is None else index  # an empty one is false
             if index is None:
                 raise absent(version, self._states())
             self._whole[version] = self._live = index
@@ -118,7 +119,7 @@ class MemoryIndexVersions:
 
     def drop(self, version: str) -> None:
         with self._lock:
-            if self._live and self._live.version == version:
+            if self._live is not None and self._live.version == version:
                 raise InvalidInput("version", version, IS_LIVE)
             self._whole.pop(version, None)
             self._building.pop(version, None)

@@ -145,6 +145,7 @@ class Probes:
         }
         self._live: dict[str, _Probe] = {}
         self._made: list[str] = []
+        self._asked = 0
         self._present: set[str] = set()
         if not self.surfaces:
             raise CommandFailed(f"no surface of {app.name} asks a source that offers new items: add fresh")
@@ -182,8 +183,9 @@ class Probes:
         return {catalogue.id: item_id, **known, **changed}
 
     def _look(self, surface: str) -> None:
-        """Ask once for a slate with all that could be in it."""
-        body = {"session_id": f"probe-{self._run}", "limit": 1, "explain": True}
+        """Ask once for a slate with all that could be in it, as somebody who was never here before."""
+        self._asked += 1
+        body = {"session_id": f"probe-{self._run}-{self._asked}", "limit": 1, "explain": True}
         answer = self._api.recommend(surface, body)
         now = self._clock()
         self._api.close()

@@ -1,0 +1,128 @@
+"""`narrows freshness` against an API whose delays are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narrows.cli import main
+from narrows.cli.console import CommandFailed, Progress
+from narrows.cli.freshness import CREATED, SUPPRESSED, Probes
+from narrows.settings import App, load_app
+
+APPS = Path(__file__).parents[2] / "apps"
+
+
+class DelayedApi:
+    """Items may be shown so many seconds after they came, and no longer so many after they changed."""
+
+    def __init__(self, created_s: float, changed_s: float) -> None:
+        self.time = 100.0
+        self.delays = created_s, changed_s
+        self.known: dict[str, tuple[float, bool, float]] = {}
+        self.most = 0
+        self.changes: list[Mapping[str, Any]] = []
+        self.refuse = False
+
+    def clock(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        self.time += seconds
+
+    def close(self) -> None:
+        pass
+
+    def change_items(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        for item in items:
+            there = not item.get("deleted") and item.get("stock") != 0
+            before = self.known.get(item["item_id"], (self.time, False, self.time))
+            since = before[2] if before[1] == there else self.time
+            self.known[item["item_id"]] = (before[0], there, since)
+            self.changes.append(item)
+        status = "rejected" if self.refuse else "accepted"
+        return {"verdicts": [{"status": status, "field": "title"} for _ in items]}
+
+    def recommend(self, surface: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        self.time += 0.01
+        created_s, changed_s = self.delays
+        shown = [
+            item_id
+            for item_id, (_, there, since) in self.known.items()
+            if (self.time >= since + created_s if there else self.time < since + changed_s)
+        ]
+        self.most = max(self.most, len(shown))
+        return {"recommendations": [], "trace": {"eligible": shown}}
+
+
+@pytest.fixture(scope="module")
+def app() -> App:
+    return load_app(APPS / "shopnow")
+
+
+def measured(app: App, api: DelayedApi, count: int = 30) -> tuple[Probes, dict[str, Any]]:
+    probes = Probes(app, api, api.clock, api.sleep, run="7")
+    with Progress("probes", count, "probes") as progress:
+        probes.measure(count, progress)
+    return probes, probes.report()
+
+
+def test_the_delays_are_found(app: App) -> None:
+    """Within a poll of what they are, for each surface and for all."""
+    api = DelayedApi(9.0, 1.5)
+    _, report = measured(app, api)
+    assert report["ok"]
+    for one in (report, *report["surfaces"].values()):
+        assert one[CREATED]["p50"] == pytest.approx(9.0, abs=0.2)
+        assert one[SUPPRESSED]["p99"] == pytest.approx(1.5, abs=0.2)
+    assert set(report["surfaces"]) == {"feed", "product"}
+    assert api.most <= 25
+
+
+def test_probes_are_sold_out_and_deleted_and_all_are_removed(app: App) -> None:
+    """Half go each way; afterwards none is left in the catalogue."""
+    api = DelayedApi(0.5, 0.5)
+    probes, _ = measured(app, api, count=20)
+    assert probes.remove() == 20
+    sold_out = {one["item_id"] for one in api.changes if one.get("stock") == 0}
+    assert len(sold_out) == 10
+    last = {one["item_id"]: one for one in api.changes}
+    assert len(last) == 20
+    assert all(one.get("deleted") for one in last.values())
+
+
+@pytest.mark.parametrize(
+    ("delays", "phase"), [((70.0, 1.0), CREATED), ((1.0, 7.0), SUPPRESSED), ((500.0, 1.0), CREATED)]
+)
+def test_a_missed_target_is_told(app: App, delays: tuple[float, float], phase: str) -> None:
+    """With the reason; a probe that never comes counts as infinitely late."""
+    _, report = measured(app, DelayedApi(*delays), count=5)
+    assert not report["ok"]
+    assert phase in report["reasons"][0]
+
+
+def test_a_refused_probe_ends_the_measurement(app: App) -> None:
+    """Rather than waiting for what was never stored."""
+    api = DelayedApi(1.0, 1.0)
+    api.refuse = True
+    with pytest.raises(CommandFailed, match="were refused"):
+        measured(app, api)
+
+
+def test_surfaces_that_cannot_offer_what_is_new_are_named() -> None:
+    """MegaShop's cart asks only sources that know what was trained on."""
+    _, report = measured(load_app(APPS / "megashop"), DelayedApi(1.0, 1.0), count=5)
+    assert set(report["surfaces"]) == {"homepage"}
+    assert set(report["unmeasured"]) == {"product", "cart"}
+
+
+def test_without_a_local_cloud_it_says_how_to_start_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, and the command to run."""
+    monkeypatch.setenv("NARROWS_HOME", str(tmp_path))
+    assert main(["freshness", "--app", "shopnow"]) == 2
+    assert "narrows up --app shopnow" in capsys.readouterr().err

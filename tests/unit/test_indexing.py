@@ -1,0 +1,111 @@
+"""From changed items to the vector index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from narrows.adapters.memory_vectors import MemoryIndexVersions
+from narrows.errors import StoreUnavailable
+from narrows.freshening import ItemEntry
+from narrows.indexing import OTHER_SIZE, index_items
+from narrows.settings import load_app
+from narrows.vector_index import VectorIndex, Where
+
+CATALOGUE = load_app(Path(__file__).parents[2] / "apps" / "shopnow").catalogue
+
+
+def entry(item_id: str, row: int, vector: list[float], version: str = "m1", **values: Any) -> ItemEntry:
+    data = np.asarray(vector, np.float32).tobytes()
+    return ItemEntry(item_id, row, 1, values, vector=data, vector_version=version if vector else "")
+
+
+@pytest.fixture
+def versions() -> MemoryIndexVersions:
+    """One live index of two dimensions."""
+    made = MemoryIndexVersions()
+    made.create("m1", 2)
+    made.promote("m1")
+    return made
+
+
+def found(index: VectorIndex, where: Where | None = None) -> list[int]:
+    rows = index.search(np.ones(2, np.float32), 5, where or Where()).rows[0]
+    return [row for row in rows.tolist() if row >= 0]
+
+
+def test_items_are_found_with_what_they_are_filtered_by(versions: MemoryIndexVersions) -> None:
+    """By row, with regions and categories of the item; nothing is asked of a part that it lacks."""
+    batch = [
+        entry("a", 3, [1, 1], regions=["DE", "AT"], category=["shoes"]),
+        entry("b", 4, [2, 2], regions=["US"]),
+    ]
+    assert index_items(batch, versions, CATALOGUE).upserted == 2
+    index = versions.open("m1")
+    assert found(index) == [4, 3]
+    assert found(index, Where({"region": frozenset({"AT"})})) == [3]
+    assert found(index, Where({"category": frozenset({"shoes"})})) == [3]
+
+
+def test_the_last_state_counts_and_the_same_again_changes_nothing(versions: MemoryIndexVersions) -> None:
+    """Lambda may deliver a batch twice, and an item may change several times in one."""
+    batch = [entry("a", 3, [1, 1]), entry("b", 4, [2, 2]), entry("a", 3, [5, 5])]
+    for _ in range(2):
+        assert index_items(batch, versions, CATALOGUE).upserted == 2
+        assert found(versions.open()) == [3, 4]
+
+
+def test_what_is_gone_is_found_no_more(versions: MemoryIndexVersions) -> None:
+    """Deleted, or without a vector now because its text is gone."""
+    index_items([entry("a", 3, [1, 1]), entry("b", 4, [2, 2]), entry("c", 5, [3, 3])], versions, CATALOGUE)
+    gone = ItemEntry("a", 3, 2, deleted=True)
+    assert index_items([gone, entry("b", 4, [])], versions, CATALOGUE).deleted == 2
+    assert found(versions.open()) == [5]
+
+
+def test_vectors_of_other_versions_never_meet(versions: MemoryIndexVersions) -> None:
+    """A vector of a network that has no index yet waits for whoever builds it; of an older one goes there."""
+    versions.create("m2", 2)
+    versions.promote("m2")
+    indexed = index_items(
+        [entry("a", 3, [1, 1], "m1"), entry("b", 4, [1, 1], "m2"), entry("c", 5, [1, 1], "m3")],
+        versions,
+        CATALOGUE,
+    )
+    assert (indexed.upserted, indexed.waiting) == (2, 1)
+    assert (found(versions.open("m1")), found(versions.open("m2"))) == ([3], [4])
+
+
+def test_a_vector_that_does_not_fit_is_told_and_the_others_go_on(versions: MemoryIndexVersions) -> None:
+    """Of another size, or with a number that is none."""
+    batch = [entry("long", 3, [1, 1, 1]), entry("nan", 4, [float("nan"), 1]), entry("good", 5, [1, 1])]
+    indexed = index_items(batch, versions, CATALOGUE)
+    assert indexed.upserted == 1
+    assert indexed.refused["long"] == OTHER_SIZE
+    assert "finite" in indexed.refused["nan"]
+    assert found(versions.open()) == [5]
+
+
+def test_before_the_first_index_nothing_is_lost() -> None:
+    """Without any index items wait, deletions have nothing to do, and an empty batch neither."""
+    none = MemoryIndexVersions()
+    assert (
+        index_items([entry("a", 3, [1, 1]), ItemEntry("b", 4, 1, deleted=True)], none, CATALOGUE).waiting == 1
+    )
+    assert index_items([], none, CATALOGUE).upserted == 0
+
+
+def test_an_index_that_is_away_fails_the_batch(
+    versions: MemoryIndexVersions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the stream delivers it again."""
+
+    def away(version: str | None = None) -> VectorIndex:
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(versions, "open", away)
+    with pytest.raises(StoreUnavailable):
+        index_items([entry("a", 3, [1, 1])], versions, CATALOGUE)
