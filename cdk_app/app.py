@@ -26,7 +26,7 @@ def build(app: cdk.App, config: Config) -> Mapping[str, cdk.Stack]:
     search = _search(app, config, data, common)
     ingest = IngestStack(app, f"{config.prefix}-ingest", data=data, search=search, **common)
     serving = ServingStack(app, f"{config.prefix}-serving", data=data, ingest=ingest, search=search, **common)
-    training = TrainingStack(app, f"{config.prefix}-training", data=data, **common)
+    training = TrainingStack(app, f"{config.prefix}-training", data=data, search=search, **common)
     cdk.Tags.of(app).add("narrows:app", config.app.name)
     cdk.Tags.of(app).add("narrows:stage", config.stage.name)
     stacks = {"data": data, "ingest": ingest, "serving": serving, "training": training}

@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from narrows.freshening import ItemEntry
+from narrows.item_details import written
+from narrows.retrieval import Rows
 from narrows.settings import Catalogue
+from narrows.snapshot import ItemSnapshot
+from narrows.sources.two_tower import TwoTower
 from narrows.vector_index import IndexGone, IndexVersions, VectorIndex
 
+ROWS_AT_ONCE = 2_000
 OTHER_SIZE = "its vector has another size than the index"
 
 
@@ -51,6 +56,41 @@ def index_items(entries: Sequence[ItemEntry], versions: IndexVersions, catalogue
         refused |= found
         upserted += len(items) - len(found)
     return Indexed(upserted, _deleted(versions, gone), waiting, refused)
+
+
+def build_index(versions: IndexVersions, version: str, network: TwoTower, snapshot: ItemSnapshot) -> int:
+    """Make the index of a network's version, whole and live; how many items it has. Twice is once.
+
+    Items that came after the training are placed by what is written about them, as serving places them.
+    """
+    index = _opened(versions, version)
+    if index is not None:
+        versions.promote(version)
+        return len(index)
+    source = network.bind(snapshot.rows, snapshot.size)
+    later = np.flatnonzero(np.isnan(source.vectors[:, 0])).astype(np.int32)
+    later = later[snapshot.holds(later)]
+    source.place(later, written(snapshot, later.tolist()))
+    rows = np.flatnonzero(~np.isnan(source.vectors[:, 0])).astype(np.int32)
+    index = versions.create(version, network.params.dimension)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[start : start + ROWS_AT_ONCE]
+        index.upsert(part, source.vectors[part], _words(index, snapshot, part))
+    index.refresh()
+    versions.promote(version)
+    return len(rows)
+
+
+def _words(index: VectorIndex, snapshot: ItemSnapshot, rows: Rows) -> dict[str, list[tuple[str, ...]]]:
+    """What searches filter by, from the snapshot's columns."""
+    columns = {"region": "regions", "category": "category_all"}
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for name, column in columns.items():
+        if name in index.filters and column in snapshot.columns:
+            words = snapshot.vocabulary(column)
+            codes = snapshot.columns[column][rows].reshape(len(rows), -1)
+            found[name] = [tuple(words[code] for code in line if code >= 0) for line in codes.tolist()]
+    return found
 
 
 def _opened(versions: IndexVersions, version: str | None) -> VectorIndex | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,11 +43,13 @@ def promote(
     folders: ModelFolders,
     directory: Path,
     now: float,
+    prepare: Callable[[Path, str], object] | None = None,
 ) -> Promotion:
     """Move the app's model pointer to the candidate if the gate says so.
 
     `candidate` is an address that `folders` understands; `evaluation` is {"candidate": ..., "current": ... or
-    None}, or the candidate's alone. The files are verified before the pointer moves. Twice is once.
+    None}, or the candidate's alone. The files are verified before the pointer moves, and by then
+    `prepare(directory, version)` has made whatever serving needs of them elsewhere. Twice is once.
     """
     ours, theirs = _sides(evaluation)
     live = control.read(model_pointer(app.name))
@@ -64,6 +66,8 @@ def promote(
     if manifest.app != app.name:
         return Promotion(False, f"the candidate was trained for {manifest.app!r}, not {app.name!r}", version)
     prefix = folders.keep(directory, version)
+    if prepare is not None:
+        prepare(directory, version)
     pointer = Pointer(version, prefix, now, previous=live.version if live else "")
     try:
         control.move(model_pointer(app.name), pointer, expected=live.version if live else None)

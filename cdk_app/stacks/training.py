@@ -15,6 +15,7 @@ from cdk_app.blocks import Alarms, Function, acknowledge, allow, allow_objects, 
 from cdk_app.bundling import lambda_code, source_archive
 from cdk_app.config import ROOT, Config
 from cdk_app.stacks.data import DataStack
+from cdk_app.stacks.search import Search
 from cdk_app.stacks.spark_jobs import SparkJobs
 
 DEFINITION = ROOT / "stepfunctions" / "train_and_promote.asl.json"
@@ -26,14 +27,21 @@ class TrainingStack(cdk.Stack):
     """Glue builds, SageMaker trains, Step Functions leads, one function promotes."""
 
     def __init__(
-        self, scope: Construct, name: str, *, config: Config, data: DataStack, **settings: object
+        self,
+        scope: Construct,
+        name: str,
+        *,
+        config: Config,
+        data: DataStack,
+        search: Search | None = None,
+        **settings: object,
     ) -> None:
         super().__init__(scope, name, **settings)  # type: ignore[arg-type]  # names, environment: as cdk.Stack has them
         self._config, self._stage, self._data = config, config.stage, data
         self._source = assets.Asset(self, "Source", path=str(source_archive()))
         self.spark = SparkJobs(self, "Spark", config=config, data=data)
         self.training_role = self._training_role()
-        self.promote_model = self._promote_model()
+        self.promote_model = self._promote_model(search)
         self.state_machine = self._state_machine()
         self._schedule()
         failed = self.state_machine.metric_failed()
@@ -69,8 +77,10 @@ class TrainingStack(cdk.Stack):
         allow(role, [f"ecr:{action}" for action in pull], [image])
         return role
 
-    def _promote_model(self) -> Function:
+    def _promote_model(self, search: Search | None) -> Function:
+        """It also builds the index of the model's item vectors, where the app has one."""
         data = self._data
+        reads = ["artifacts", *(["snapshots"] if search else [])]
         function = Function(
             self,
             "promote_model",
@@ -80,13 +90,16 @@ class TrainingStack(cdk.Stack):
                 "APP": self._config.app.name,
                 "BUCKET": data.bucket.bucket_name,
                 "CONTROL_TABLE": data.control.table_name,
+                **(search.variables() if search else {}),
             },
-            timeout_s=300,
+            timeout_s=900 if search else 300,
             memory_mb=1024,
             scratch_mb=4096,
         )
         data.control.allow(function.role, "GetItem", "PutItem")
-        allow_objects(function.role, data.bucket, data.key, read=["artifacts"], write=["models"])
+        allow_objects(function.role, data.bucket, data.key, read=reads, write=["models"])
+        if search:
+            search.allow_change(function)
         return function
 
     def _state_machine(self) -> sfn.StateMachine:

@@ -34,6 +34,7 @@ from narrows.events import pseudonym, session_key, user_key
 from narrows.item_details import item_details
 from narrows.pipeline import VISITOR_SHARE, Recommendation, Request, Stages, recommend
 from narrows.settings import App
+from narrows.vector_index import IndexVersions
 
 THREADS = 8
 WARM_UP_S = 0.5
@@ -204,7 +205,8 @@ def _refresher(settings: Settings, app: App, stages: Stages) -> Refresher:
     patient = client("dynamodb", read_timeout_s=1, connect_timeout_s=0.25)
     jitter = random.Random()
     library = Path(settings.lightgbm_library) if settings.lightgbm_library else None
-    cellar = Cellar(app, SnapshotCopy(_cache(settings), objects.download, objects.get), library=library)
+    copy = SnapshotCopy(_cache(settings), objects.download, objects.get)
+    cellar = Cellar(app, copy, library=library, versions=_vectors(settings, app))
     return Refresher(
         stages,
         policy_log=DynamoPolicyLog(patient, settings.policy_table, replica=jitter.randrange(REPLICAS)),
@@ -213,6 +215,21 @@ def _refresher(settings: Settings, app: App, stages: Stages) -> Refresher:
         follow=cellar.follow,
         now=time.time,
         jitter=jitter,
+    )
+
+
+def _vectors(settings: Settings, app: App) -> IndexVersions | None:
+    """Where the app's vectors lie, if not in this process."""
+    if not settings.search_url:
+        return None
+    from narrows.adapters.opensearch import index_versions  # half a second that the embedded tier saves
+
+    return index_versions(
+        app.index,
+        url=settings.search_url,
+        name=settings.search_name,
+        engine=settings.search_engine,
+        region=settings.aws_region,
     )
 
 

@@ -31,11 +31,14 @@ from narrows.settings import App
 from narrows.snapshot import ItemSnapshot, open_snapshot, snapshot_of
 from narrows.sources import SOURCES, SignallingSource
 from narrows.sources.fresh import fresh
+from narrows.sources.two_tower import TwoTowerSource
+from narrows.vector_index import IndexVersions, VectorIndex
 from narrows.visitor import VisitorReader
 
 RANKER_FILE = "ranker.txt"
 SEGMENTS_FILE = "segments.json"
 ABSENT = "absent"
+TWO_TOWER = "two_tower"
 POINTERS_EVERY_S = 3.0
 SLOWEST_RETRY_S = 60.0
 DELTAS_WITHIN_S = 10.0
@@ -52,7 +55,10 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True, eq=False)
 class Serving:
-    """All that is loaded from files; `problems`: file -> why it is not in use, "absent" or an error."""
+    """All that is loaded from files; `problems`: file -> why it is not in use, "absent" or an error.
+
+    `index` holds the vectors of the two towers; where there is none, every item's vector is compared here.
+    """
 
     snapshot: ItemSnapshot
     sources: Mapping[str, SignallingSource]
@@ -62,6 +68,7 @@ class Serving:
     static_rows: Rows
     model_version: str | None
     problems: Mapping[str, str] = field(default_factory=dict)
+    index: VectorIndex | None = None
 
 
 def load_serving(
@@ -114,7 +121,12 @@ def stages_of(
 
 
 def _parts(serving: Serving) -> dict[str, Any]:
-    return {name: getattr(serving, name) for name in serving.__dataclass_fields__}
+    """What becomes a part of the stages; a search goes through the index, a placement never does."""
+    parts = {name: getattr(serving, name) for name in serving.__dataclass_fields__ if name != "index"}
+    source = serving.sources.get(TWO_TOWER)
+    if serving.index is not None and isinstance(source, TwoTowerSource):
+        parts["sources"] = {**serving.sources, TWO_TOWER: source.searching(serving.index)}
+    return parts
 
 
 class _Bundle:
@@ -272,11 +284,20 @@ class Live:
 class Cellar:
     """Copies what is live into a local folder and loads it; keeps only what is in use."""
 
-    def __init__(self, app: App, copy: SnapshotCopy, *, library: Path | None = None) -> None:
-        """`library` is LightGBM's, by default the one of the installed package."""
+    def __init__(
+        self,
+        app: App,
+        copy: SnapshotCopy,
+        *,
+        library: Path | None = None,
+        versions: IndexVersions | None = None,
+    ) -> None:
+        """`library` is LightGBM's, by default the one of the installed package; `versions` hold the vectors
+        of an app that has them in an index of its own."""
         self._app = app
         self._copy = copy
         self._library = library
+        self._versions = versions
 
     def load(self, live: Live) -> Serving:
         """Load the live model and snapshot, copying what is not here yet; SnapshotError for a damaged one."""
@@ -285,7 +306,16 @@ class Cellar:
         serving = load_serving(self._app, model, items, library=self._library)
         kept = {self._copy.folder("snapshot", live.snapshot.prefix)} if live.snapshot else set()
         self._copy.keep_only(kept | ({model} if model else set()))
-        return serving
+        return self._with_index(serving)
+
+    def _with_index(self, serving: Serving) -> Serving:
+        """The index of the model's own version; without it every item is compared, and the reason is told."""
+        if self._versions is None or TWO_TOWER not in serving.sources:
+            return serving
+        try:
+            return replace(serving, index=self._versions.open(serving.model_version))
+        except NarrowsError as error:
+            return replace(serving, problems={**serving.problems, "index": type(error).__name__})
 
     def follow(self, serving: Serving, pointer: Pointer) -> Serving:
         """What is served, with the items of a later version of the same base; the models stay as they are.

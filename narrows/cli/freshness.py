@@ -29,6 +29,8 @@ IN_A_ROW = 4
 
 AT_ONCE = 5
 PAUSE_S = 0.05
+SETTLE_S = 10.0
+QUOTA_SHARE = 0.8
 OFFERS_NEW = frozenset({"fresh", "two_tower", "content"})
 
 
@@ -96,6 +98,9 @@ def _told(report: dict[str, Any], console: Console) -> dict[str, Any]:
         if (one := both[name])
     ]
     console.table(("surface", "", "p50", "p99", "target (p99)"), rows)
+    if report["answers_left_out"]:
+        late = f"{report['answers_left_out']:,} of {report['answers']:,} answers"
+        console.say(f"{late} are left out: in them a source that offers new items missed its deadline")
     for surface, why in report["unmeasured"].items():
         console.say(f"{surface}: not measured; {why}")
     for reason in report["reasons"]:
@@ -145,19 +150,21 @@ class Probes:
         }
         self._live: dict[str, _Probe] = {}
         self._made: list[str] = []
-        self._asked = 0
+        self._asked = self._late = 0
+        self._gone_at: list[float] = []
         self._present: set[str] = set()
         if not self.surfaces:
             raise CommandFailed(f"no surface of {app.name} asks a source that offers new items: add fresh")
 
     def _quota(self, surface: str) -> int:
-        return sum(one.quota for one in self._app.surfaces[surface].sources if one.name in OFFERS_NEW)
+        """How many new items a surface's slates choose from; those of `fresh` come to everybody."""
+        offers = {one.name: one.quota for one in self._app.surfaces[surface].sources}
+        return offers.get("fresh") or max([offers.get(name, 0) for name in OFFERS_NEW])
 
     def measure(self, count: int, progress: Progress) -> None:
         """Inject so many and follow each until it has come and gone, never more than the sources offer."""
-        most = max(1, min(min(self._quota(name) for name in self.surfaces) // 2, 25))
         while len(self._made) < count or self._live:
-            missing = min(count - len(self._made), most - len(self._live), AT_ONCE)
+            missing = min(count - len(self._made), self._room(), AT_ONCE)
             if missing > 0:
                 self._create(missing)
             for surface in self.surfaces:
@@ -165,6 +172,13 @@ class Probes:
             self._move_on()
             progress.to(len(self._made) - len(self._live))
             self._sleep(PAUSE_S)
+
+    def _room(self) -> int:
+        """How many more probes the quotas hold: a removed one takes its place until deltas say so."""
+        settled = self._clock() - self._app.freshness.snapshot_delta_s - SETTLE_S
+        self._gone_at = [moment for moment in self._gone_at if moment > settled]
+        held = max(1, int(QUOTA_SHARE * min(self._quota(name) for name in self.surfaces)))
+        return held - len(self._live) - len(self._gone_at)
 
     def _create(self, count: int) -> None:
         ids = [f"probe-{self._run}-{len(self._made) + place:05d}" for place in range(count)]
@@ -189,6 +203,9 @@ class Probes:
         answer = self._api.recommend(surface, body)
         now = self._clock()
         self._api.close()
+        if any(answer["degraded"].get(f"retrieve.{name}", "absent") != "absent" for name in OFFERS_NEW):
+            self._late += 1  # a source that missed its deadline says nothing of what it would have offered
+            return
         eligible = set(answer["trace"]["eligible"]) | {one["item_id"] for one in answer["recommendations"]}
         for probe in self._live.values():
             probe.seen(surface, (probe.item_id in eligible) is (probe.phase == CREATED), now)
@@ -206,6 +223,7 @@ class Probes:
         self._remove([probe.item_id for probe in done])
         for probe in done:
             del self._live[probe.item_id]
+            self._gone_at.append(now)
         changed = [one for one in ready if one.phase == CREATED]
         for probe in changed:
             probe.wait_for(SUPPRESSED, self._clock())
@@ -265,6 +283,8 @@ class Probes:
             "app": self._app.name,
             "vectors": self._app.tiers["vectors"],
             "probes": len(self._made),
+            "answers": self._asked,
+            "answers_left_out": self._late,
             **every,
             "surfaces": surfaces,
             "unmeasured": unmeasured,

@@ -18,6 +18,7 @@ import pytest
 
 from narrows.adapters.bundle import Cellar, Live, Refresher, Serving, load_serving, stages_of
 from narrows.adapters.memory import MemoryPolicyLog
+from narrows.adapters.memory_vectors import MemoryIndexVersions
 from narrows.adapters.snapshots import SnapshotCopy
 from narrows.control import Pointer
 from narrows.errors import SnapshotError, StoreUnavailable
@@ -29,12 +30,13 @@ from narrows.features.vectors import VectorSpec
 from narrows.interactions import interactions_of
 from narrows.pipeline import Request, Stages, recommend
 from narrows.policy import Change
-from narrows.ranking import EmbeddedRanker, ModelManifest, write_manifest
+from narrows.ranking import EmbeddedRanker, ModelManifest, read_manifest, write_manifest
 from narrows.settings import App, load_app
 from narrows.snapshot import ItemSnapshot, open_base, write_base, write_delta
 from narrows.snapshot_versions import delta_file
-from narrows.sources import als, covisitation, load_sources, popular
+from narrows.sources import als, covisitation, load_sources, popular, two_tower
 from narrows.visitor import Visitor
+from tests.unit.test_indexing import network
 
 APPS = Path(__file__).parents[2] / "apps"
 NOW = 1_700_000_000.0
@@ -467,6 +469,39 @@ def test_a_damaged_delta_is_read_again_from_the_base(app: App, control: Control)
     control.time += 120.0
     refreshed.tick()
     assert (refreshed.stages.snapshot.size, refreshed.last_error) == (61, None)
+
+
+def with_towers(folder: Path) -> None:
+    """Put two towers into a bundle, over the first two items; the manifest says so."""
+    towers = replace(network(), item_ids=np.asarray(ITEMS[:2]))
+    towers.save(folder / two_tower.FILE)
+    write_manifest(folder, read_manifest(folder, verify=False))
+
+
+def test_the_two_towers_search_the_index_of_their_own_version(app: App, control: Control) -> None:
+    """Where the app has one; a later item is placed by its text in this process, and never written there."""
+    with_towers(control.store / "model")
+    versions = MemoryIndexVersions()
+    cellar = Cellar(
+        app, SnapshotCopy(control.store / "cellar", control.download, control.get), versions=versions
+    )
+    control.point("model", "snapshot")
+    absent = cellar.load(control.live)
+    assert (absent.index, absent.problems["index"]) == (None, "IndexGone")
+    assert stages_of(app, absent, **parts()).sources["two_tower"].index is None  # type: ignore[attr-defined]
+    index = versions.create("m1", 3)
+    index.upsert(np.asarray([0, 1], np.int32), np.eye(3, dtype=np.float32)[:2])
+    versions.promote("m1")
+    serving = cellar.load(control.live)
+    assert "index" not in serving.problems
+    assert stages_of(app, serving, **parts()).sources["two_tower"].index is index  # type: ignore[attr-defined]
+    extend(control, 1, ["late"], category=[["a"]], brand=["x"])
+    later = cellar.follow(serving, Pointer("s1+000001-abc", "snapshot", NOW))
+    vectors = later.sources["two_tower"].vectors  # type: ignore[attr-defined]
+    assert later.snapshot.rows(["late"]).tolist() == [60]
+    assert len(vectors) == later.snapshot.capacity
+    assert later.index is index
+    assert len(index) == 2
 
 
 def test_policy_changes_arrive_within_the_poll(app: App, control: Control) -> None:

@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from narrows import networks
 from narrows.adapters.memory_vectors import MemoryIndexVersions
 from narrows.errors import StoreUnavailable
 from narrows.freshening import ItemEntry
-from narrows.indexing import OTHER_SIZE, index_items
+from narrows.indexing import OTHER_SIZE, build_index, index_items
 from narrows.settings import load_app
+from narrows.snapshot import ItemSnapshot, open_base, write_base
+from narrows.sources import two_tower
+from narrows.sources.two_tower import TwoTower
+from narrows.text_vectors import fit_hashed_words
 from narrows.vector_index import VectorIndex, Where
 
 CATALOGUE = load_app(Path(__file__).parents[2] / "apps" / "shopnow").catalogue
@@ -96,6 +101,47 @@ def test_before_the_first_index_nothing_is_lost() -> None:
         index_items([entry("a", 3, [1, 1]), ItemEntry("b", 4, 1, deleted=True)], none, CATALOGUE).waiting == 1
     )
     assert index_items([], none, CATALOGUE).upserted == 0
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path) -> ItemSnapshot:
+    """Four items, of which the networks know two; the last has no text."""
+    columns = {
+        "title": np.asarray([b"red shoes", b"green tea", b"red tea", b""]),
+        "regions": np.asarray([[0, 1], [1, -1], [-1, -1], [0, -1]], np.int32),
+    }
+    words = {"regions": ("AT", "DE")}
+    write_base(tmp_path, ["a", "b", "new", "mute"], columns, version="s1", spare=0, vocabularies=words)
+    return open_base(tmp_path)
+
+
+def network() -> TwoTower:
+    """Two towers that were trained on two items."""
+    generator = np.random.default_rng(1)
+    encoder = fit_hashed_words(["red shoes", "green tea"] * 9, generator, dimension=4, buckets=64)
+    shape = two_tower.Params(dimension=3, history=2, hidden=5)
+    weights = {
+        name: np.asarray(values, np.float32) + 0.1
+        for name, values in networks.two_tower_weights(
+            generator, dimension=3, content=encoder.dimension, history=2, hidden=5
+        ).items()
+    }
+    vectors = np.asarray([[1, 0, 0], [0, 1, 0]], np.float32)
+    nobody = np.empty((0, 3), np.float32)
+    return TwoTower(np.asarray(["a", "b"]), vectors, np.empty(0, str), nobody, weights, encoder, shape)
+
+
+def test_a_networks_index_is_whole_before_it_is_live(snapshot: ItemSnapshot) -> None:
+    """What it was trained on, and what came since by its text; an item without either is not in it."""
+    versions = MemoryIndexVersions()
+    assert build_index(versions, "m1", network(), snapshot) == 3
+    index = versions.open("m1")
+    first = index.search(np.asarray([1, 0, 0], np.float32), 4)
+    assert set(first.rows[0].tolist()) == {0, 1, 2, -1}
+    assert versions.open() is index
+    sold = index.search(np.asarray([1, 0, 0], np.float32), 4, Where({"region": frozenset({"AT"})}))
+    assert [row for row in sold.rows[0].tolist() if row >= 0] == [0]
+    assert build_index(versions, "m1", network(), snapshot) == 3
 
 
 def test_an_index_that_is_away_fails_the_batch(

@@ -1,0 +1,42 @@
+"""Before a model is live: the index of its item vectors, where the app has them in one."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from narrows.adapters.control import DynamoControlTable
+from narrows.adapters.opensearch import index_versions
+from narrows.adapters.s3 import S3Objects
+from narrows.adapters.snapshots import LiveSnapshot, SnapshotCopy
+from narrows.indexing import build_index
+from narrows.settings import App
+from narrows.sources import two_tower
+from narrows.vector_index import IndexVersions
+
+
+class IndexBuilder:
+    """Builds the index of a candidate that has an item network, from the live catalogue's items."""
+
+    def __init__(
+        self, app: App, versions: IndexVersions | None, control: DynamoControlTable, objects: S3Objects
+    ) -> None:
+        self._app, self._versions, self._control, self._objects = app, versions, control, objects
+
+    def build(self, directory: Path, version: str) -> None:
+        """Nothing without an index, an item network or a catalogue; StoreUnavailable where it cannot."""
+        file = directory / two_tower.FILE
+        if self._versions is None or not file.is_file():
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = SnapshotCopy(Path(scratch), self._objects.download, self._objects.get)
+            snapshot = LiveSnapshot(self._app, self._control, copy).current()
+            if snapshot is not None:
+                build_index(self._versions, version, two_tower.load(file), snapshot)
+
+
+def versions_of(app: App, url: str, name: str, engine: str, region: str) -> IndexVersions | None:
+    """The app's indexes; None where its vectors lie in the serving processes."""
+    if not url:
+        return None
+    return index_versions(app.index, url=url, name=name, engine=engine, region=region)
