@@ -77,7 +77,7 @@ def test_recommend_may_search_and_nothing_else(searching: Synthesised) -> None:
     assert "es:ESHttpDelete" not in policies
 
 
-@pytest.mark.parametrize("folder", ["authorise_search", "recommend"])
+@pytest.mark.parametrize("folder", ["authorise_search", "recommend", "index_items", "promote_model"])
 def test_variables_of_the_tier_are_those_that_handlers_know(searching: Synthesised, folder: str) -> None:
     """Deployed variables and the handler's Settings name the same things."""
     deployed = {
@@ -87,6 +87,25 @@ def test_variables_of_the_tier_are_those_that_handlers_know(searching: Synthesis
     }
     required, known = variables_read(folder)
     assert required - {"AWS_REGION"} <= deployed <= known
+
+
+def test_items_reach_the_index_by_their_tables_stream(searching: Synthesised) -> None:
+    """Given up in the end and watched like every other stream; its function may change the index."""
+    mappings = [
+        one["Properties"]
+        for one in searching.of_type("AWS::Lambda::EventSourceMapping").values()
+        if one["Properties"]["FunctionName"]["Ref"].startswith("IndexItems")
+    ]
+    (mapping,) = mappings
+    assert "Items" in json.dumps(mapping["EventSourceArn"])
+    assert 0 < mapping["MaximumRetryAttempts"] <= 10
+    assert "Failures" in json.dumps(mapping["DestinationConfig"])
+    for folder in ("index_items", "promote_model"):
+        role = searching.functions()[folder]["Role"]["Fn::GetAtt"][0]
+        policies = json.dumps(
+            [one for one in searching.of_type("AWS::IAM::Policy").values() if role in json.dumps(one)]
+        )
+        assert "es:ESHttpPut" in policies
 
 
 def test_what_can_be_built_again_is_not_kept(searching: Synthesised) -> None:
