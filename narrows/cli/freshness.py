@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -152,6 +153,7 @@ class Probes:
         self._made: list[str] = []
         self._asked = self._late = 0
         self._gone_at: list[float] = []
+        self._dropped: deque[int] = deque(maxlen=2 * IN_A_ROW * len(app.surfaces))
         self._present: set[str] = set()
         if not self.surfaces:
             raise CommandFailed(f"no surface of {app.name} asks a source that offers new items: add fresh")
@@ -174,11 +176,14 @@ class Probes:
             self._sleep(PAUSE_S)
 
     def _room(self) -> int:
-        """How many more probes the quotas hold: a removed one takes its place until deltas say so."""
+        """How many more probes the quotas hold.
+
+        A removed one takes a place until a delta says so everywhere; until then the rules drop it each time.
+        """
         settled = self._clock() - self._app.freshness.snapshot_delta_s - SETTLE_S
         self._gone_at = [moment for moment in self._gone_at if moment > settled]
         held = max(1, int(QUOTA_SHARE * min(self._quota(name) for name in self.surfaces)))
-        return held - len(self._live) - len(self._gone_at)
+        return held - len(self._live) - min(len(self._gone_at), max(self._dropped, default=0))
 
     def _create(self, count: int) -> None:
         ids = [f"probe-{self._run}-{len(self._made) + place:05d}" for place in range(count)]
@@ -206,6 +211,7 @@ class Probes:
         if any(answer["degraded"].get(f"retrieve.{name}", "absent") != "absent" for name in OFFERS_NEW):
             self._late += 1  # a source that missed its deadline says nothing of what it would have offered
             return
+        self._dropped.append(sum(answer["trace"].get("gate", {}).values()))
         eligible = set(answer["trace"]["eligible"]) | {one["item_id"] for one in answer["recommendations"]}
         for probe in self._live.values():
             probe.seen(surface, (probe.item_id in eligible) is (probe.phase == CREATED), now)
