@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from localcloud.jobs import JobFailed, last_lines
 from localcloud.processes import end
@@ -25,6 +26,8 @@ START_S = 60.0
 IDLE_S = 600.0  # how long it stays up with nothing to do
 POLL_S = 0.05
 MEMORY = "3g"  # up to three jobs at once
+PLANNED_ONCE = MappingProxyType({"spark.sql.adaptive.enabled": "false"})
+"""On so few rows it costs more to plan each stage anew than it saves."""
 EXTENSIONS = "org.apache.iceberg.spark.extensions.IcebergSparkSessionExtensions"
 """A setting that a session cannot change any more; every job of the lake asks for it."""
 
@@ -99,7 +102,8 @@ class SparkServer:
         told = scratch / "connection"
         told.unlink(missing_ok=True)
         environment = spark_environment((), scratch, self._jars, memory=MEMORY)
-        arguments = ["--conf", f"spark.sql.extensions={EXTENSIONS}"] if self._jars else []
+        settings = {**PLANNED_ONCE, **({"spark.sql.extensions": EXTENSIONS} if self._jars else {})}
+        arguments = [word for name, value in settings.items() for word in ("--conf", f"{name}={value}")]
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
