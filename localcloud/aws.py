@@ -75,8 +75,11 @@ def prepare(home: Path, port: int) -> None:
     )
 
 
-def assemble(home: Path, port: int) -> tuple[Any, Callable[[], None]]:
-    """The ASGI application, and what ends everything that it started. `prepare` must have run."""
+def assemble(home: Path, port: int, *, trains: bool = False) -> tuple[Any, Callable[[], None]]:
+    """The ASGI application, and what ends everything that it started. `prepare` must have run.
+
+    Where it soon `trains`, Spark is started now.
+    """
     import boto3  # this and the emulators read the environment that `prepare` sets when they are imported
     from ministack import app as ministack
     from ministack.core import router
@@ -93,6 +96,8 @@ def assemble(home: Path, port: int) -> tuple[Any, Callable[[], None]]:
     s3 = boto3.client("s3", endpoint_url=endpoint, region_name=REGION)
     training = TrainingJobs(s3, home, account=ACCOUNT, region=REGION)
     runs = JobRuns(s3, _job_definition(glue), home)
+    if trains:
+        runs.get_ready()
     handlers = ministack.SERVICE_HANDLERS
     for service, prefix in OF_MOTO.items():
         handlers[service] = moto.handle
@@ -203,13 +208,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="localcloud.aws", description="The AWS of this machine.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--home", type=Path, required=True, help="the folder for logs and passing files")
+    parser.add_argument("--trains", action="store_true", help="start Spark now: a training follows")
     arguments = parser.parse_args()
     die_with_parent()
     _refuse_taken(arguments.port)
     home = arguments.home.resolve()
     prepare(home, arguments.port)
     logging.basicConfig(level=os.environ["LOG_LEVEL"])
-    application, end = assemble(home, arguments.port)
+    application, end = assemble(home, arguments.port, trains=arguments.trains)
     try:
         asyncio.run(serve(application, arguments.port))
     finally:

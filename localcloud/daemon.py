@@ -100,6 +100,7 @@ class Daemon:
     detached: bool
     modules: Modules
     say: TextIO
+    trains: bool = False
     parts: list[Part] = field(default_factory=list)
     addresses: dict[str, str] = field(default_factory=dict)
     stopping: str = ""
@@ -149,7 +150,8 @@ class Daemon:
 
     def _start_aws(self) -> str:
         port = _free_port()
-        aws = Part("aws", self.modules.aws, ["--port", str(port), "--home", str(self.home)])
+        arguments = ["--port", str(port), "--home", str(self.home), *(["--trains"] if self.trains else [])]
+        aws = Part("aws", self.modules.aws, arguments)
         self._launch(aws, environment([], endpoint=f"http://{HOST}:{port}", inherited=os.environ))
         self._ready(aws, START_S)
         enter([], f"http://{HOST}:{port}")
@@ -389,13 +391,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--detached", action="store_true")
+    parser.add_argument("--trains", action="store_true", help="a training follows: start Spark now")
     parser.add_argument("--aws", required=True, help="the module that is AWS")
     parser.add_argument("--deploy", required=True, help="the module that deploys")
     asked = parser.parse_args()
     modules = Modules(asked.aws, asked.deploy)
     log_to_stderr()
     daemon = Daemon(
-        asked.home, asked.app, asked.workers, asked.port, asked.detached, modules=modules, say=sys.stdout
+        asked.home,
+        asked.app,
+        asked.workers,
+        asked.port,
+        asked.detached,
+        modules=modules,
+        say=sys.stdout,
+        trains=asked.trains,
     )
     try:
         daemon.run()

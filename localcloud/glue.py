@@ -10,6 +10,7 @@ itself would take a download of 281 MB. Glue's own switches (`--enable-metrics` 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import threading
@@ -26,7 +27,9 @@ from localcloud.services import Operation, Refused
 from localcloud.spark import spark_environment
 from localcloud.spark_server import SparkServer
 from localcloud.staging import LAKE, Stage, bucket_and_key, download, localised
+from narrows.errors import NarrowsError
 
+LOG = logging.getLogger("localcloud.glue")
 ACTIVE = frozenset({"STARTING", "RUNNING", "STOPPING"})
 MINUTES_BY_DEFAULT = 2880
 # https://docs.aws.amazon.com/glue/latest/dg/aws-glue-programming-etl-glue-arguments.html
@@ -127,6 +130,10 @@ class JobRuns:
             "BatchStopJobRun": self.batch_stop_job_run,
         }
 
+    def get_ready(self) -> None:
+        """Start Spark now, beside whatever else is going on, since a run of the lake will follow."""
+        threading.Thread(target=self._start_spark, daemon=True, name="spark").start()
+
     def start_job_run(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Start a run; refused when as many as the job allows are under way."""
         name = _required(request, "JobName")
@@ -221,6 +228,18 @@ class JobRuns:
             timeout_s=run.timeout_min * 60,
             stop=run.stop,
         )
+
+    def _start_spark(self) -> None:
+        scratch, log = self._home / "jobs" / "spark", self._home / "logs" / "jobs" / "spark.log"
+        try:
+            with self._shared_spark().lent() as found:
+                sees = job_environment(scratch, {**spark_environment([], scratch), **found})
+                driver = [sys.executable, "-m", "localcloud.spark_driver"]
+                run_process(driver, cwd=scratch, environment=sees, log=log)
+        except NarrowsError as error:  # the run that needs it will fail with the same words
+            LOG.warning("Spark is not ready: %s", error)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _shared_spark(self) -> SparkServer:
         with self._lock:

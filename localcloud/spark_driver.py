@@ -1,9 +1,9 @@
 """Runs a job's script in the Spark that is up already, in a session and with cached tables of its own.
 
-    python -m localcloud.spark_driver SCRIPT [ARGUMENT ...]
+    python -m localcloud.spark_driver [SCRIPT [ARGUMENT ...]]
 
 PYSPARK_GATEWAY_PORT and PYSPARK_GATEWAY_SECRET say where that Spark is. The script asks for its session as
-always and gets this one, with its own settings.
+always and gets this one, with its own settings. Without a script it only makes Spark ready for one.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def attach() -> SparkSession:
 def main(arguments: Sequence[str]) -> None:
     """Run the script as Python itself would."""
     session = attach()
+    if not arguments:
+        return
     sys.argv = list(arguments)
     sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
     try:

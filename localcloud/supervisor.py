@@ -40,6 +40,7 @@ def up(
     detach: bool = False,
     workers: int = 2,
     port: int = 0,
+    trains: bool = False,
     progress: Progress | None = None,
     prepare: Prepare | None = None,
     modules: Modules = REAL,
@@ -48,13 +49,15 @@ def up(
 
     `prepare(endpoint, outputs)` is called between deploying the stacks and starting the functions. Detached,
     the cloud runs on after this process; otherwise it ends with it, and `wait` waits for it. Port 0 takes a
-    free one. StartError says what failed; nothing is left running then.
+    free one. Where a training follows (`trains`), Spark is started at once, beside the deployment. StartError
+    says what failed; nothing is left running then.
     """
     home = home.resolve()
     if not _ended(read_state(home).get("supervisor"), SETTLE_S):
         raise StartError(f"a local cloud already runs in {home}; end it with `down` first")
     arguments = ["--home", str(home), "--app", app, "--workers", str(workers), "--port", str(port)]
     arguments += ["--aws", modules.aws, "--deploy", modules.deploy, *(["--detached"] if detach else [])]
+    arguments += ["--trains"] if trains else []
     process = _start_daemon(home, arguments)
     try:
         addresses = _follow(process, home, progress or (lambda _: None), prepare)

@@ -69,7 +69,12 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     demo = _Demo(places, console, time.time())
     demo.steps.begin("deploy", "starting the local AWS and deploying the stacks into it")
     addresses = supervisor.up(
-        places.home, APP, workers=arguments.workers, progress=demo.steps.remark, prepare=demo.publish
+        places.home,
+        APP,
+        workers=arguments.workers,
+        trains=True,
+        progress=demo.steps.remark,
+        prepare=demo.publish,
     )
     try:
         result = {**addresses, **demo.fill(Api(addresses["api"]), arguments.events)}
