@@ -67,8 +67,14 @@ def test_an_items_category_brings_it_to_those_who_like_it(cloud: Cloud) -> None:
     """The ranker reads it as any other: its price and its category are those that were sent."""
     name = f"cheap-{time.time_ns()}"
     upsert(cloud, item_id=name, title="Cheap", category=["b"], brand="y", price=0.5, stock=1)
-    eventually(60.0, lambda: shown(cloud, name))
-    trace = cloud.slate(session_id="somebody else", limit=60, explain=True)["trace"]
+    traces: list[dict[str, Any]] = []
+
+    def explained() -> bool:
+        traces.append(cloud.slate(session_id="somebody else", limit=60, explain=True)["trace"])
+        return name in traces[-1]["items"]
+
+    eventually(60.0, explained)
+    trace = traces[-1]
     assert trace["items"][name] == {"category": "b", "brand": "y", "price": 0.5}
     assert "fresh" in trace["sources"][name]["ranks"]
     upsert(cloud, item_id=name, deleted=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -44,10 +45,12 @@ class Overtaken(Store):
     def __init__(self, *keys: str, silent: bool = False) -> None:
         super().__init__(silent=silent)
         self.rivals = list(keys)
+        self.lock = threading.Lock()
 
     def put_all(self, writes: Sequence[Write]) -> None:
-        while self.rivals:
-            MemoryStateStore.put_all(self, [Write(self.rivals.pop(), VisitorState(updated_at=1.0), 0)])
+        with self.lock:  # no other call comes before all rivals have written
+            while self.rivals:
+                MemoryStateStore.put_all(self, [Write(self.rivals.pop(), VisitorState(updated_at=1.0), 0)])
         super().put_all(writes)
 
 
