@@ -20,10 +20,11 @@ from aws_lambda_powertools import Logger
 
 from lambdas.recommend.contract import Ask, Explanation
 from narrows.adapters.aws import client
-from narrows.adapters.bundle import Cellar, Live, Refresher, load_serving, stages_of
+from narrows.adapters.bundle import load_serving, stages_of
 from narrows.adapters.control import DynamoControlTable
 from narrows.adapters.dynamodb import REPLICAS, DynamoPolicyLog, DynamoSlateStore, DynamoStateStore
 from narrows.adapters.kinesis import DecisionStream, LambdaExtension
+from narrows.adapters.refreshing import Cellar, Live, Refresher
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.secrets import SecretKey
 from narrows.adapters.snapshots import SnapshotCopy

@@ -16,9 +16,10 @@ import lightgbm
 import numpy as np
 import pytest
 
-from narrows.adapters.bundle import Cellar, Live, Refresher, Serving, load_serving, stages_of
+from narrows.adapters.bundle import Serving, load_serving, stages_of
 from narrows.adapters.memory import MemoryPolicyLog
 from narrows.adapters.memory_vectors import MemoryIndexVersions
+from narrows.adapters.refreshing import Cellar, Live, Refresher
 from narrows.adapters.snapshots import SnapshotCopy
 from narrows.control import Pointer
 from narrows.errors import SnapshotError, StoreUnavailable
