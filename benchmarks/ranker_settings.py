@@ -132,7 +132,7 @@ class Trial:
         past = funnel_of(self._folder / part, self._data, *self._funnel, self._declared)
         declared = self._declared.trained_on
         self._spec = VectorSpec.over(past.sources, past.items, declared, past.statistics)
-        return replay(held, past, self._spec, most_rows=most_rows, generator=self._drawn())
+        return replay(held, past, self._spec, most_rows=most_rows, seed=self._seed)
 
     def _drawn(self) -> np.random.Generator:
         return np.random.default_rng(self._seed)

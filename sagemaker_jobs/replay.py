@@ -19,9 +19,13 @@ from narrows.settings import SourceQuota
 from narrows.sources import SignallingSource, load_sources
 from sagemaker_jobs.declared import Declared
 from sagemaker_jobs.training_set import TableItems, TrainingSet
+from sagemaker_jobs.workers import in_parts
 
 VALIDATED = 8
 FEWEST_KEPT = 20
+
+Group = tuple[Floats, NDArray[np.bool_], float, int]
+"""The vectors of one request's candidates, which one is relevant, the label's weight, and the user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +92,13 @@ class Groups:
         """The groups of every eighth user, which judge and are not learned from."""
         return np.asarray(self.users % VALIDATED == 0)
 
+    @staticmethod
+    def joined(parts: Sequence[Groups]) -> Groups:
+        """The groups of all parts, in order."""
+        names = ("features", "relevant", "lengths", "weights", "users")
+        arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+        return Groups(*arrays, asked=sum(part.asked for part in parts))
+
     def take(self, chosen: NDArray[np.bool_]) -> Groups:
         """The chosen groups."""
         rows = np.repeat(chosen, self.lengths)
@@ -101,55 +112,44 @@ class Groups:
         )
 
 
-def replay(
-    held: Sequence[Cases],
-    funnel: Funnel,
-    spec: VectorSpec,
-    *,
-    most_rows: int,
-    generator: np.random.Generator,
-) -> Groups:
-    """One group a case whose item is among its candidates, until `most_rows` vectors are made.
+def replay(held: Sequence[Cases], funnel: Funnel, spec: VectorSpec, *, most_rows: int, seed: int) -> Groups:
+    """One group a case whose item is among its candidates, of as many cases as fit into `most_rows` vectors.
 
     Where not all would fit whole, a group keeps its item and a drawn part of the others; those of validated
-    users stay whole, so that gains on them mean what they mean in serving.
+    users stay whole, so that gains on them mean what they mean in serving. What is drawn depends on the seed
+    and on the case's number, not on how many cores share the work.
     """
     widest = min(sum(quota.quota for quota in funnel.quotas), funnel.rank_at_most)
-    count = max(sum(len(one) for one in held), 1)
-    kept = kept_rows(count, widest, most_rows)
-    room = min(most_rows, widest * count)
-    features = np.empty((room, len(spec.names)), np.float32)
-    relevant = np.zeros(room, np.int8)
-    lengths: list[int] = []
-    weights: list[float] = []
-    users: list[int] = []
-    used = asked = 0
-    for one, case in ((cases, at) for cases in held for at in range(len(cases))):
-        request = funnel.declared.request(one, case)
+    everyone = [(cases, case) for cases in held for case in range(len(cases))]
+    users = np.asarray([cases.log.users[cases.positions[case]] for cases, case in everyone], np.int32)
+    kept = np.where(users % VALIDATED, kept_rows(max(len(users), 1), widest, most_rows), widest)
+    fitting = int(np.searchsorted(np.cumsum(kept), most_rows, "right"))
+
+    def group(number: int) -> Group | None:
+        cases, case = everyone[number]
+        request = funnel.declared.request(cases, case)
         candidates = funnel.pre_ranked(request.query)
-        if used + len(candidates) > room:
-            break
-        asked += 1
-        hit = candidates.rows == one.target(case)
+        hit = candidates.rows == cases.target(case)
         if not hit.any() or len(hit) < 2:
-            continue
-        position = one.positions[case]
-        user = int(one.log.users[position])
-        chosen = _drawn(hit, kept if user % VALIDATED else widest, generator)
-        end = used + len(chosen)
-        features[used:end] = funnel.vectors(spec, request, candidates)[chosen]
-        relevant[used:end] = hit[chosen]
-        used = end
-        lengths.append(len(chosen))
-        weights.append(float(one.log.weights[position]))
-        users.append(user)
+            return None
+        chosen = _drawn(hit, int(kept[number]), np.random.default_rng((seed, number)))
+        features = funnel.vectors(spec, request, candidates)[chosen]
+        return features, hit[chosen], float(cases.log.weights[cases.positions[case]]), int(users[number])
+
+    parts = in_parts(lambda part: _joined([group(number) for number in part], spec), fitting)
+    return Groups.joined(parts)
+
+
+def _joined(found: Sequence[Group | None], spec: VectorSpec) -> Groups:
+    groups = [group for group in found if group is not None]
+    nothing = np.empty((0, len(spec.names)), np.float32)
     return Groups(
-        features[:used],
-        relevant[:used],
-        np.asarray(lengths, np.int64),
-        np.asarray(weights, np.float32),
-        np.asarray(users, np.int32),
-        asked,
+        np.concatenate([nothing, *(features for features, _, _, _ in groups)]),
+        np.concatenate([np.empty(0, np.int8), *(hit.astype(np.int8) for _, hit, _, _ in groups)]),
+        np.asarray([len(hit) for _, hit, _, _ in groups], np.int64),
+        np.asarray([weight for _, _, weight, _ in groups], np.float32),
+        np.asarray([user for _, _, _, user in groups], np.int32),
+        len(found),
     )
 
 

@@ -62,6 +62,11 @@ class Cases:
             exclude=np.unique(self.log.items[begin:at]) if self.mask_seen else NO_ROWS,
         )
 
+    def part(self, numbers: range) -> Cases:
+        """Those of consecutive numbers."""
+        positions = self.positions[numbers.start : numbers.stop]
+        return Cases(self.log, positions, self.excluded, self.mask_seen)
+
     def sample(self, most: int, generator: np.random.Generator) -> Cases:
         """At most `most` of them, drawn without replacement, in order."""
         if len(self) <= most:
@@ -131,6 +136,14 @@ class Found:
 
     ranks: NDArray[np.int64]
     slates: Sequence[Rows]
+
+    @staticmethod
+    def joined(parts: Sequence[Found]) -> Found:
+        """What was found for the cases of all parts, in order."""
+        return Found(
+            np.concatenate([part.ranks for part in parts]),
+            [rows for part in parts for rows in part.slates],
+        )
 
 
 def find(held: Cases, retrieve: Retrieve) -> Found:

@@ -37,6 +37,7 @@ from sagemaker_jobs.container import Container, Progress, run, unpacked, write_j
 from sagemaker_jobs.declared import declared_features
 from sagemaker_jobs.replay import Funnel, funnel_of
 from sagemaker_jobs.training_set import HOLDOUT, TrainingSet, app_of, funnel, read
+from sagemaker_jobs.workers import in_parts
 
 MOST_USERS = 20_000
 
@@ -70,8 +71,14 @@ def measure(folder: Path, container: Container, data: TrainingSet, held: Cases) 
     declared = declared_features(container.channel("training"), app_of(container), data)
     stages = funnel_of(folder, data, quotas, most, declared)
     ranker = ranker_of(folder, stages)
+    with_merged = bool(container.number("sources", 0))
+    parts = in_parts(lambda part: _found(stages, ranker, held.part(part), with_merged), len(held))
+    return {name: Found.joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def _found(stages: Funnel, ranker: Ranker, held: Cases, with_merged: bool) -> dict[str, Found]:
     found = {name: find(held, partial(first_hundred, one)) for name, one in sorted(stages.sources.items())}
-    if container.number("sources", 0):
+    if with_merged:
         merged = find_cases(held, lambda case: _merged(stages, held.query(case)), CANDIDATES)
         found[MERGED] = Found(merged.ranks, [rows[:LENGTH] for rows in merged.slates])
     found["two_stage"] = find_cases(held, lambda case: stages.ranked(ranker, held, case))

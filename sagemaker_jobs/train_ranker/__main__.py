@@ -53,7 +53,7 @@ def train(container: Container) -> None:
     drawn = np.random.default_rng(seed)
     held = [cases(data.log, back).shuffled(drawn) for back in range(1, data.labels + 1)]
     most_rows = int(container.number("most_rows", MOST_ROWS))
-    groups = replay(held, past, spec, most_rows=most_rows, generator=drawn)
+    groups = replay(held, past, spec, most_rows=most_rows, seed=seed)
     progress.say(
         f"{len(groups.lengths):,} groups of {groups.asked:,} requests, {len(groups.features):,} rows"
     )

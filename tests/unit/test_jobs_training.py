@@ -29,6 +29,7 @@ from sagemaker_jobs.replay import FEWEST_KEPT, VALIDATED, Groups, funnel_of, kep
 from sagemaker_jobs.train_ranker.__main__ import train as train_ranker
 from sagemaker_jobs.train_ranker.lambdamart import FEW_GROUPS, directions, fit
 from sagemaker_jobs.training_set import funnel, labels_per_user, read
+from sagemaker_jobs.workers import FEWEST
 
 ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 60
@@ -275,15 +276,31 @@ def test_a_thinned_group_keeps_its_label_and_a_judging_one_everything(
     past = funnel_of(home / "train_ranker" / "holdout", data, *funnel(container), Declared())
     spec = VectorSpec.over(past.sources, past.items)
     held = [cases(data.log)]
-    whole, thin = (
-        replay(held, past, spec, most_rows=rows, generator=np.random.default_rng(0))
-        for rows in (10**6, 10**4)
-    )
+    whole, thin = (replay(held, past, spec, most_rows=rows, seed=0) for rows in (10**6, 10**4))
     fitting = len(thin.lengths)
     assert thin.relevant.sum() == fitting
     assert np.array_equal(thin.lengths[thin.validated], whole.lengths[:fitting][thin.validated])
     assert thin.lengths[~thin.validated].max() == FEWEST_KEPT
     assert {row.tobytes() for row in thin.features} <= {row.tobytes() for row in whole.features}
+
+
+def test_how_many_cores_share_the_work_changes_nothing(
+    trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The groups of a ranker are those that one process alone would have made."""
+    home, _ = trained
+    container = Container(home, home, home, home, {"training": home / "data"}, {"app": "media"})
+    data = read(container)
+    past = funnel_of(home / "train_ranker" / "holdout", data, *funnel(container), Declared())
+    spec = VectorSpec.over(past.sources, past.items)
+    made = []
+    for cores in ({0}, {0, 1}):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores)
+        made.append(replay([cases(data.log)], past, spec, most_rows=10**4, seed=0))
+    alone, shared = made
+    assert alone.asked == shared.asked >= 2 * FEWEST
+    for name in ("features", "relevant", "lengths", "weights", "users"):
+        assert np.array_equal(getattr(alone, name), getattr(shared, name), equal_nan=True)
 
 
 def test_few_groups_may_not_turn_a_source_around() -> None:
