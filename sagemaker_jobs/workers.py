@@ -24,11 +24,10 @@ class WorkerFailed(NarrowsError):
 def in_parts(work: Callable[[range], T], count: int, processes: int | None = None) -> Sequence[T]:
     """What `work` returns for consecutive parts of range(count), in order: one part a core, or `processes`.
 
-    The parts run in forks of this process, which share its memory, but the first, which runs here. Forks are
-    made on Linux alone: elsewhere libraries forbid them, and everything is one part.
+    The parts run in forks of this process, which share its memory, but the first, which runs here. Everything
+    is one part where a fork is not safe: beside jax, whose threads it would not take along, and off Linux.
     """
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-    wanted = max(1, min(processes or cores, count // FEWEST))
+    wanted = max(1, min(processes or _cores(), count // FEWEST)) if _may_fork() else 1
     edges = [count * number // wanted for number in range(wanted + 1)]
     first, *others = (range(*pair) for pair in pairwise(edges))
     started = [_start(work, part) for part in others]
@@ -39,6 +38,14 @@ def in_parts(work: Callable[[range], T], count: int, processes: int | None = Non
             receiver.close()
             process.terminate()
             process.join()
+
+
+def _may_fork() -> bool:
+    return sys.platform == "linux" and "jax" not in sys.modules
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _start(work: Callable[[range], Any], part: range) -> tuple[Any, Connection]:

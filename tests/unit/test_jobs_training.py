@@ -24,7 +24,7 @@ from narrows.ranking import read_manifest
 from narrows.retrieval import gather
 from sagemaker_jobs.container import Container, Progress
 from sagemaker_jobs.declared import Declared
-from sagemaker_jobs.from_files import evaluate_from_files, train_from_files
+from sagemaker_jobs.from_files import JobFailed, evaluate_from_files, train_from_files
 from sagemaker_jobs.replay import FEWEST_KEPT, VALIDATED, Groups, funnel_of, kept_rows, replay
 from sagemaker_jobs.train_ranker.__main__ import train as train_ranker
 from sagemaker_jobs.train_ranker.lambdamart import FEW_GROUPS, directions, fit
@@ -197,6 +197,15 @@ def test_what_cannot_be_counted_is_left_out_and_told(tmp_path: Path) -> None:
     assert "9" in data.interactions.item_ids
 
 
+def test_a_learned_job_that_fails_says_why(tmp_path: Path) -> None:
+    """Though it runs in a process of its own: what it wrote reaches whoever trains."""
+    write_training_data(tmp_path / "data", walks(20, 8, 1), CATALOGUE)
+    with pytest.raises(JobFailed, match="train_session failed: .*most_epochs.*give a number"):
+        train_from_files(
+            tmp_path / "data", tmp_path / "out", budget_s=0, learned=["session"], most_epochs="many"
+        )
+
+
 def test_in_one_process_without_tuning(tmp_path: Path) -> None:
     """Small data give a bundle and a report in seconds; the same seed gives the same report."""
     write_training_data(tmp_path / "data", walks(60, 8, 1), CATALOGUE)
@@ -284,6 +293,7 @@ def test_a_thinned_group_keeps_its_label_and_a_judging_one_everything(
     assert {row.tobytes() for row in thin.features} <= {row.tobytes() for row in whole.features}
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")
 def test_how_many_cores_share_the_work_changes_nothing(
     trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +304,7 @@ def test_how_many_cores_share_the_work_changes_nothing(
     past = funnel_of(home / "train_ranker" / "holdout", data, *funnel(container), Declared())
     spec = VectorSpec.over(past.sources, past.items)
     made = []
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
     for cores in ({0}, {0, 1}):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: cores)
         made.append(replay([cases(data.log)], past, spec, most_rows=10**4, seed=0))

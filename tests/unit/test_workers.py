@@ -2,11 +2,20 @@
 
 import os
 import signal
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from sagemaker_jobs.workers import FEWEST, WorkerFailed, in_parts
+
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork")  # jax is here where another test has loaded it
+
+
+@pytest.fixture(autouse=True)
+def _without_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
@@ -52,3 +61,9 @@ def test_a_worker_that_is_killed_does_not_hang_the_job() -> None:
 
     with pytest.raises(WorkerFailed, match="memory"):
         in_parts(end, 2 * FEWEST, 2)
+
+
+def test_nothing_is_forked_beside_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads would be missing in the fork."""
+    monkeypatch.setitem(sys.modules, "jax", ModuleType("jax"))
+    assert in_parts(lambda part: (os.getpid(), len(part)), 4 * FEWEST, 4) == [(os.getpid(), 4 * FEWEST)]
