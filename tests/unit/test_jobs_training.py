@@ -200,7 +200,7 @@ def test_what_cannot_be_counted_is_left_out_and_told(tmp_path: Path) -> None:
 def test_a_learned_job_that_fails_says_why(tmp_path: Path) -> None:
     """Though it runs in a process of its own: what it wrote reaches whoever trains."""
     write_training_data(tmp_path / "data", walks(20, 8, 1), CATALOGUE)
-    with pytest.raises(JobFailed, match="train_session failed: .*most_epochs.*give a number"):
+    with pytest.raises(JobFailed, match=r"train_session failed: .*most_epochs.*give a number"):
         train_from_files(
             tmp_path / "data", tmp_path / "out", budget_s=0, learned=["session"], most_epochs="many"
         )
