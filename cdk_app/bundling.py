@@ -30,7 +30,11 @@ from cdk_app.config import ROOT, STAGES, Architecture, Stage
 
 PYTHON_VERSION = "3.14"  # of the functions' runtime in blocks.py
 LOCKS = tuple(ROOT / "requirements" / name for name in ("lambda.txt", "lambda-libraries.txt"))
-TRAINING_LOCK = ROOT / "requirements" / "training.txt"
+TEXT_LOCK = ROOT / "requirements" / "lambda-text.txt"
+"""What a function needs besides to run a sentence encoder's ONNX file."""
+TRAINING_LOCK, TRAINING_TEXT_LOCK = (
+    ROOT / "requirements" / name for name in ("training.txt", "training-text.txt")
+)
 KEPT = Path(sys.prefix) / "narrows-bundles"
 LAMBDA_CODE = ("narrows", "lambdas", "apps")
 TRAINING_CODE = ("narrows", "sagemaker_jobs", "apps")
@@ -48,13 +52,14 @@ class BundleMissing(RuntimeError):
 class LambdaBundle:
     """Copies our code and the dependency folder to where CDK wants the bundle."""
 
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
+    def __init__(self, stage: Stage, *, text: bool = False) -> None:
+        self._stage, self._text = stage, text
 
     def try_bundle(self, output_dir: str, *_: Any, **__: Any) -> bool:
         target = Path(output_dir)
         if self._stage.bundle_dependencies:
-            shutil.copytree(dependencies(self._stage.architecture), target, dirs_exist_ok=True)
+            installed = dependencies(self._stage.architecture, text=self._text)
+            shutil.copytree(installed, target, dirs_exist_ok=True)
         for path in code_files(LAMBDA_CODE):
             copy = target / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -62,12 +67,15 @@ class LambdaBundle:
         return True
 
 
-def lambda_code(stage: Stage) -> lambda_.Code:
-    """The bundle that all functions of a stage share; its hash is that of code, locks and platform."""
+def lambda_code(stage: Stage, *, text: bool = False) -> lambda_.Code:
+    """The bundle that all functions of a stage share; its hash is that of code, locks and platform.
+
+    With `text` it can run the ONNX file of a sentence encoder.
+    """
     kind = stage.architecture if stage.bundle_dependencies else "code only"
-    locks = LOCKS if stage.bundle_dependencies else ()
+    locks = _locks(text) if stage.bundle_dependencies else ()
     options = cdk.BundlingOptions(
-        image=cdk.DockerImage.from_registry("never-used"), local=LambdaBundle(stage)
+        image=cdk.DockerImage.from_registry("never-used"), local=LambdaBundle(stage, text=text)
     )
     digest = fingerprint((*code_files(LAMBDA_CODE), *locks), f"{kind} {PYTHON_VERSION}")
     return lambda_.Code.from_asset(
@@ -75,23 +83,29 @@ def lambda_code(stage: Stage) -> lambda_.Code:
     )
 
 
-def dependencies(architecture: Architecture) -> Path:
+def dependencies(architecture: Architecture, *, text: bool = False) -> Path:
     """The installed dependencies for this platform; made now if this lock has none yet."""
-    digest = fingerprint(LOCKS, f"{architecture} {PYTHON_VERSION}")[:16]
+    digest = fingerprint(_locks(text), f"{architecture} {PYTHON_VERSION}")[:16]
     folder = KEPT / f"{architecture}-{digest}"
     if not folder.exists():
         KEPT.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=KEPT) as made:
             _install(LOCKS[0], architecture, Path(made) / "bundle")
+            if text:
+                _install(TEXT_LOCK, architecture, Path(made) / "bundle", "--no-deps")
             _add_libraries(architecture, Path(made))
             (Path(made) / "bundle").rename(folder)
     return folder
 
 
-def source_archive() -> Path:
-    """The training jobs' code as SageMaker takes it: a tar.gz with `requirements.txt` at its top."""
+def source_archive(*, text: bool = False) -> Path:
+    """The training jobs' code as SageMaker takes it: a tar.gz with `requirements.txt` at its top.
+
+    With `text` it can run the ONNX file of a sentence encoder.
+    """
+    lock = TRAINING_TEXT_LOCK if text else TRAINING_LOCK
     files = [(path.relative_to(ROOT).as_posix(), path) for path in code_files(TRAINING_CODE)]
-    return _archive("source", ".tar.gz", [*files, ("requirements.txt", TRAINING_LOCK)])
+    return _archive("source", ".tar.gz", [*files, ("requirements.txt", lock)])
 
 
 def library_archive() -> Path:
@@ -112,6 +126,10 @@ def fingerprint(files: Iterable[Path], *also: str) -> str:
         digest.update(f"\0{path.relative_to(ROOT).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _locks(text: bool) -> tuple[Path, ...]:
+    return (*LOCKS, TEXT_LOCK) if text else LOCKS
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -259,7 +259,9 @@ def _verdict() -> Schema:
 
 
 def _items(catalogue: Catalogue) -> dict[str, Any]:
-    counts = {"accepted": {"type": "integer"}, "rejected": {"type": "integer"}}
+    unread = "Stored without a vector of their text, since the text encoder did not answer"
+    counts: Schema = {"accepted": {"type": "integer"}, "rejected": {"type": "integer"}}
+    counts["no_vector"] = {"type": "integer", "description": unread}
     verdicts = {"type": "array", "items": _item_verdict(), "description": "One for each item, in order"}
     return _operation(
         "changeItems",
@@ -306,6 +308,7 @@ def _item_verdict() -> Schema:
             "field": {"type": "string", "description": "Of a rejected item: what is wrong"},
             "value": {"type": "string"},
             "remedy": {"type": "string", "description": "What to send instead"},
+            "no_vector": {"type": "string", "description": "Of an item that is counted there: the error"},
         }
     )
 

@@ -70,6 +70,14 @@ class StoreUnavailable(NarrowsError):
     """A store did not answer in time, or refused."""
 
 
+class EncoderUnavailable(NarrowsError):
+    """What makes vectors of texts did not answer in time, or not with vectors."""
+
+
+class EncoderMismatch(EncoderUnavailable):
+    """A model's vectors were made by another text encoder than the one at hand, and must not meet its own."""
+
+
 class Conflict(NarrowsError):
     """Somebody else wrote first: the conditional write was refused and nothing was changed.
 

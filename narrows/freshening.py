@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from narrows.collecting import ObjectStore
-from narrows.errors import Conflict, InvalidInput, StoreUnavailable
+from narrows.errors import Conflict, EncoderUnavailable, InvalidInput, StoreUnavailable
 from narrows.item_upsert import VERSION, ItemUpsert, parse_item, sent_id
 from narrows.policy import Change
 from narrows.retrieval import Floats
@@ -95,14 +95,18 @@ class ItemEncoder(Protocol):
         """The version of the network, which the vectors must share with the visitors' network."""
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        """float32[n, d]; zeros for a text that says nothing to it."""
+        """float32[n, d]; zeros for a text that says nothing to it.
+
+        EncoderUnavailable where what reads the texts does not answer, or is not the one of the network.
+        """
 
 
 @dataclass(frozen=True)
 class ItemVerdict:
     """What became of the item at `index`; a rejected one names field, value and remedy.
 
-    "unchanged": it is stored like this already. "stale": a newer version is.
+    "unchanged": it is stored like this already. "stale": a newer version is. `no_vector` says why
+    the text of a stored item has no vector: the class of the text encoder's error.
     """
 
     index: int
@@ -111,6 +115,7 @@ class ItemVerdict:
     field: str | None = None
     value: str | None = None
     remedy: str | None = None
+    no_vector: str | None = None
 
     def shown(self) -> dict[str, Any]:
         """For the response: only what is known."""
@@ -154,11 +159,15 @@ def freshen(
 
 @dataclass(frozen=True)
 class StreamOutcome:
-    """Of a batch of a stream: all before `stored_before` is done; what was `refused` is kept under `key`."""
+    """Of a batch of a stream: all before `stored_before` is done; what was `refused` is kept under `key`.
+
+    `no_vector` of the stored ones have no vector, though something is written about them.
+    """
 
     stored_before: int
     refused: int = 0
     key: str = ""
+    no_vector: int = 0
 
 
 def freshen_stream(
@@ -181,7 +190,8 @@ def freshen_stream(
         if lost < len(part):
             break
     refused = [(raw, one) for raw, one in done if one.status == "rejected"]
-    return StreamOutcome(len(done), len(refused), _keep(refused, kept, now) if refused else "")
+    key = _keep(refused, kept, now) if refused else ""
+    return StreamOutcome(len(done), len(refused), key, sum(one.no_vector is not None for _, one in done))
 
 
 def without_twins(sent: Iterable[object], catalogue: Catalogue) -> list[list[object]]:
@@ -230,8 +240,9 @@ class _Batch:
                     for one, verdict in zip(self.upserts, verdicts, strict=True)
                     if verdict.status == "accepted"
                 ]
-                if not wanted or self._written(wanted, stored):
-                    return verdicts
+                unread = self._written(wanted, stored) if wanted else {}
+                if unread is not None:
+                    return [replace(one, no_vector=unread.get(one.item_id or "")) for one in verdicts]
         except StoreUnavailable as error:
             return [self._lost(one, str(error)) for one in self.upserts]
         return [self._lost(one, "others changed these items at the same time") for one in self.upserts]
@@ -254,10 +265,12 @@ class _Batch:
     def _version(self, upsert: ItemUpsert) -> int:
         return int(self.now * 1000) if upsert.version is None else upsert.version
 
-    def _written(self, wanted: Sequence[ItemUpsert], stored: Mapping[str, ItemEntry]) -> bool:
-        """Whether they are stored; not where somebody else wrote first."""
+    def _written(
+        self, wanted: Sequence[ItemUpsert], stored: Mapping[str, ItemEntry]
+    ) -> Mapping[str, str] | None:
+        """Stored, but without a vector: item id -> why; None where somebody else wrote first."""
         rows, new, block = self._rows([one.item_id for one in wanted], stored)
-        vectors = self._vectors(wanted)
+        vectors, unread = self._vectors(wanted)
         writes: list[ItemWrite] = []
         changes: list[Change] = []
         for upsert in wanted:
@@ -268,8 +281,8 @@ class _Batch:
         try:
             self.table.write(writes, block, changes, now=self.now)
         except Conflict:
-            return False
-        return True
+            return None
+        return unread
 
     def _entry(self, upsert: ItemUpsert, before: ItemEntry | None, row: int, vector: bytes) -> ItemEntry:
         return ItemEntry(
@@ -302,19 +315,20 @@ class _Batch:
         rows |= {item_id: first + place for place, item_id in enumerate(new)}
         return rows, set(new), RowBlock(expected, first + len(new))
 
-    def _vectors(self, upserts: Sequence[ItemUpsert]) -> dict[str, bytes]:
-        """What the network says of the items that something is written about."""
-        if self.encoder is None or not upserts:
-            return {}
+    def _vectors(self, upserts: Sequence[ItemUpsert]) -> tuple[dict[str, bytes], dict[str, str]]:
+        """What the network says of items that something is written about, or why it does not."""
+        if self.encoder is None:
+            return {}, {}
         names = {name for one in upserts for name in one.values}
         table = {name: [one.values.get(name) for one in upserts] for name in names}
         texts = documents(table, self.catalogue) if table else [""] * len(upserts)
-        vectors = np.asarray(self.encoder.embed(texts), np.float32)
-        return {
-            one.item_id: vector.tobytes()
-            for one, text, vector in zip(upserts, texts, vectors, strict=True)
-            if text.strip() and vector.any()
-        }
+        said = {one.item_id: text for one, text in zip(upserts, texts, strict=True) if text.strip()}
+        try:
+            vectors = np.asarray(self.encoder.embed(list(said.values())), np.float32)
+        except EncoderUnavailable as error:  # an item does not wait for its vector
+            return {}, dict.fromkeys(said, type(error).__name__)
+        placed = zip(said, vectors, strict=True)
+        return {item_id: vector.tobytes() for item_id, vector in placed if vector.any()}, {}
 
     def _lost(self, upsert: ItemUpsert, reason: str) -> ItemVerdict:
         return ItemVerdict(0, upsert.item_id, "rejected", "item", reason, SEND_AGAIN)

@@ -16,6 +16,7 @@ from narrows.features.declarations import FeatureDeclaration
 from narrows.features.feature_file import read_features
 from narrows.index_settings import IndexSettings, read_index
 from narrows.quality import Quality, read_quality
+from narrows.text_settings import TextSettings, read_text_vectors
 from narrows.toml_reading import Table, choose, read_json_texts, read_toml
 
 Seed = Literal["history", "item", "cart"]
@@ -176,6 +177,7 @@ class App:
     bots: Bots
     quality: Quality
     index: IndexSettings
+    text_vectors: TextSettings
 
 
 def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
@@ -191,6 +193,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     bots = _bots(app.table("bots", required=False))
     quality = read_quality(app.table("quality", required=False))
     index = read_index(app.table("index", required=False))
+    text_vectors = read_text_vectors(app.table("text_vectors", required=False), path)
     app.finish()
     features = read_features(read_toml(path / "features.toml", problems), events)
     rules = _rules(read_toml(path / "rules.toml", problems), freshness)
@@ -214,6 +217,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
         bots=bots,
         quality=quality,
         index=index,
+        text_vectors=text_vectors,
     )
 
 

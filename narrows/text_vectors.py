@@ -7,15 +7,18 @@ fitted on an app's own catalogue and saved with the model; nothing is downloaded
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from narrows.errors import BundleError, EncoderMismatch
 from narrows.retrieval import Floats
 from narrows.settings import Catalogue
 
@@ -34,8 +37,15 @@ class TextEncoder(Protocol):
     def dimension(self) -> int:
         """The length of every vector."""
 
+    @property
+    def fingerprint(self) -> str:
+        """What tells it from all others: vectors of two fingerprints never meet."""
+
     def encode(self, texts: Sequence[str]) -> Floats:
-        """float32[n, dimension], of length one; zeros for a text that says nothing to it."""
+        """float32[n, dimension], of length one; zeros for a text that says nothing to it.
+
+        EncoderUnavailable where it lies elsewhere and does not answer.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +59,12 @@ class HashedWords:
     def dimension(self) -> int:
         return int(self.directions.shape[1])
 
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(np.ascontiguousarray(self.rarity).tobytes())
+        digest.update(np.ascontiguousarray(self.directions).tobytes())
+        return f"words:{digest.hexdigest()[:32]}"
+
     def encode(self, texts: Sequence[str]) -> Floats:
         found = np.zeros((len(texts), self.dimension), np.float32)
         for row, text in enumerate(texts):
@@ -57,6 +73,52 @@ class HashedWords:
                 weights = _weights(counts) * self.rarity[buckets]
                 found[row] = weights @ self.directions[buckets]
         return _unit(found)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """An encoder that a model was trained with, and that is not in the model's file."""
+
+    fingerprint: str
+    dimension: int
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """Always EncoderMismatch: no other encoder may stand in."""
+        raise EncoderMismatch(
+            f"{len(texts)} texts need the text encoder {self.fingerprint!r} ({self.dimension} numbers), "
+            "which made the model's vectors, and [text_vectors] in app.toml names another; set it back, or "
+            "train again"
+        )
+
+
+def encoder_arrays(encoder: TextEncoder) -> dict[str, NDArray[Any]]:
+    """What a model's file keeps of its encoder: a fitted one whole, of another what it is known by."""
+    if isinstance(encoder, HashedWords):
+        return {"rarity": encoder.rarity, "directions": encoder.directions}
+    return {
+        "encoder_fingerprint": np.asarray(encoder.fingerprint),
+        "encoder_dimension": np.asarray(encoder.dimension),
+    }
+
+
+def kept_encoder(arrays: Mapping[str, NDArray[Any]], file: object) -> TextEncoder:
+    """The encoder of a model's file; BundleError where it says nothing of one."""
+    if "rarity" in arrays and "directions" in arrays:
+        return HashedWords(arrays["rarity"], arrays["directions"])
+    if "encoder_fingerprint" in arrays and "encoder_dimension" in arrays:
+        return Elsewhere(str(arrays["encoder_fingerprint"]), int(arrays["encoder_dimension"]))
+    raise BundleError(f"{file} does not say which text encoder it was trained with; train again")
+
+
+def found_encoder(kept: TextEncoder, configured: TextEncoder | None) -> TextEncoder:
+    """The encoder of a model's vectors: its own, or the app's if it is the very one, else one that refuses.
+
+    A model that carries its encoder goes on with it, whatever the app has been told since.
+    """
+    if not isinstance(kept, Elsewhere) or configured is None:
+        return kept
+    same = (configured.fingerprint, configured.dimension) == (kept.fingerprint, kept.dimension)
+    return configured if same else kept
 
 
 def fit_hashed_words(

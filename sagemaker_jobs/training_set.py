@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.adapters.tables import read_training_data
+from narrows.adapters.text_encoders import text_encoder
 from narrows.catalogue import item_columns
 from narrows.column_names import CATALOGUE_NAMES, named
 from narrows.errors import InvalidInput
@@ -18,7 +19,8 @@ from narrows.evaluation.leave_one_out import labels_to_hold
 from narrows.interactions import Interactions
 from narrows.retrieval import Rows
 from narrows.settings import App, Catalogue, SourceQuota, Surface, load_app
-from narrows.text_vectors import documents
+from narrows.text_settings import TextSettings
+from narrows.text_vectors import TextEncoder, documents, fit_hashed_words
 from sagemaker_jobs.container import Container
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
@@ -52,7 +54,8 @@ class TableItems:
 class TrainingSet:
     """`log` holds everything; `holdout` lacks each user's last event, `replay` the `labels` before it too.
 
-    `texts` is what is written about each item, "" where nothing is.
+    `texts` is what is written about each item, "" where nothing is; `reading` says what makes vectors
+    of them.
     """
 
     log: Interactions
@@ -63,11 +66,17 @@ class TrainingSet:
     labels: int
     left_out: Mapping[str, int]
     texts: Sequence[str] = ()
+    reading: TextSettings = field(default_factory=TextSettings)
 
     @property
     def parts(self) -> dict[str, Interactions]:
         """Subfolder of a model -> the events that it may be fitted on."""
         return {".": self.log, HOLDOUT: self.holdout, REPLAY: self.replay}
+
+    def encoder(self, seed: int) -> TextEncoder:
+        """What makes vectors of the texts: the app's own encoder, else one that is fitted on them."""
+        configured = text_encoder(self.reading)
+        return configured or fit_hashed_words(self.texts, np.random.default_rng(seed))
 
     def rows_of(self, ids: Sequence[str]) -> Rows:
         """The item number of each id, -1 where the log and the catalogue lack it."""
@@ -89,7 +98,8 @@ def read(container: Container) -> TrainingSet:
         )
     log = data.interactions
     labels = int(container.number("labels_per_user", 0)) or labels_per_user(log)
-    columns, vocabularies, texts = _columns(container, data.items, log)
+    app = app_of(container)
+    columns, vocabularies, texts = _columns(app, data.items, log)
     return TrainingSet(
         log,
         log.last_out(1)[0],
@@ -99,6 +109,7 @@ def read(container: Container) -> TrainingSet:
         labels,
         data.left_out,
         texts,
+        app.text_vectors if app else TextSettings(),
     )
 
 
@@ -137,12 +148,11 @@ def funnel(container: Container) -> tuple[tuple[SourceQuota, ...], int]:
 
 
 def _columns(
-    container: Container, table: Mapping[str, Sequence[Any]], log: Interactions
+    app: App | None, table: Mapping[str, Sequence[Any]], log: Interactions
 ) -> tuple[dict[str, NDArray[Any]], Mapping[str, tuple[str, ...]], list[str]]:
     texts = [""] * log.item_count
     if "item_id" not in table:
         return {}, {}, texts
-    app = app_of(container)
     catalogue = app.catalogue if app else _guessed(table)
     renamed = {catalogue.id if name == "item_id" else name: values for name, values in table.items()}
     read_columns = item_columns(renamed, catalogue)

@@ -38,7 +38,8 @@ AREAS: Mapping[str, Area] = {
     CORE: area("narrows", "numpy"),
     ADAPTERS: area(
         "narrows narrows.adapters",
-        "numpy boto3 botocore pynamodb pyarrow awswrangler pandas fastavro faiss opensearchpy",
+        "numpy boto3 botocore pynamodb pyarrow awswrangler pandas fastavro faiss opensearchpy "
+        "onnxruntime tokenizers",
     ),
     CLI: area("narrows narrows.adapters narrows.cli localcloud", "numpy tqdm"),
     "lambdas": area("narrows narrows.adapters lambdas", "numpy aws_lambda_powertools pydantic"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import aws_cdk as cdk
 from aws_cdk import aws_kinesis as kinesis
+from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from cdk_app.blocks import Consumption, Function, StreamConsumer, Table, allow, allow_objects
@@ -11,6 +12,7 @@ from cdk_app.bundling import lambda_code
 from cdk_app.config import Config
 from cdk_app.stacks.data import DataStack
 from cdk_app.stacks.search import Search
+from cdk_app.text_encoder import allow_endpoint, reading_code
 
 
 class IngestStack(cdk.Stack):
@@ -28,7 +30,7 @@ class IngestStack(cdk.Stack):
     ) -> None:
         super().__init__(scope, name, **settings)  # type: ignore[arg-type]  # names, environment: as cdk.Stack has them
         self._stage, self._data = config.stage, data
-        self._app = config.app.name
+        self._config, self._app = config, config.app.name
         self._code = lambda_code(config.stage)
         self.collect_events = self._collect_events()
         self.update_policy = self._update_policy()
@@ -105,8 +107,14 @@ class IngestStack(cdk.Stack):
             "CONTROL_TABLE": data.control.table_name,
         }
         function = self._function(
-            "freshen_catalogue", environment, timeout_s=60, memory_mb=1769, scratch_mb=2048
+            "freshen_catalogue",
+            environment,
+            timeout_s=60,
+            memory_mb=1769,
+            scratch_mb=2048,
+            code=reading_code(self._config),
         )
+        allow_endpoint(function.role, self._config)
         data.items.allow(function.role, "GetItem", "BatchGetItem", "PutItem")
         data.policy.allow(function.role, "GetItem", "PutItem")
         data.control.allow(function.role, "GetItem")
@@ -150,12 +158,13 @@ class IngestStack(cdk.Stack):
         timeout_s: int,
         memory_mb: int = 512,
         scratch_mb: int = 512,
+        code: lambda_.Code | None = None,
     ) -> Function:
         return Function(
             self,
             folder,
             stage=self._stage,
-            code=self._code,
+            code=code or self._code,
             environment=environment,
             timeout_s=timeout_s,
             memory_mb=memory_mb,

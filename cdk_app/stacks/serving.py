@@ -13,11 +13,11 @@ from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from cdk_app.blocks import LIGHTGBM, Alarms, Function, acknowledge, allow, allow_key, allow_objects, log_group
-from cdk_app.bundling import lambda_code
 from cdk_app.config import Config
 from cdk_app.stacks.data import DataStack
 from cdk_app.stacks.ingest import IngestStack
 from cdk_app.stacks.search import Search
+from cdk_app.text_encoder import allow_endpoint, reading_code
 
 ACCESS_LOG = {  # no address and no agent of a visitor: the log is kept longer than consent may last
     "request": "$context.requestId",
@@ -95,7 +95,7 @@ class ServingStack(cdk.Stack):
             self,
             "recommend",
             stage=self._stage,
-            code=lambda_code(self._stage),
+            code=reading_code(self._config),
             environment=environment,
             timeout_s=10,
             memory_mb=self._stage.recommend_memory_mb,
@@ -108,6 +108,7 @@ class ServingStack(cdk.Stack):
         allow_key(function.role, data.key)  # the stream is under it
         allow(function.role, ["secretsmanager:GetSecretValue"], [data.pseudonym_key.secret_arn])
         allow_objects(function.role, data.bucket, data.key, read=["models", "snapshots"])
+        allow_endpoint(function.role, self._config)
         if search:
             search.allow_search(function)
         return function

@@ -12,11 +12,12 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 from cdk_app.blocks import Alarms, Function, acknowledge, allow, allow_objects, log_group
-from cdk_app.bundling import lambda_code, source_archive
+from cdk_app.bundling import source_archive
 from cdk_app.config import ROOT, Config
 from cdk_app.stacks.data import DataStack
 from cdk_app.stacks.search import Search
 from cdk_app.stacks.spark_jobs import SparkJobs
+from cdk_app.text_encoder import allow_endpoint, reading_code
 
 DEFINITION = ROOT / "stepfunctions" / "train_and_promote.asl.json"
 STEPS = ("compact_events", "check_data_quality", "build_features", "build_training_set")
@@ -38,7 +39,8 @@ class TrainingStack(cdk.Stack):
     ) -> None:
         super().__init__(scope, name, **settings)  # type: ignore[arg-type]  # names, environment: as cdk.Stack has them
         self._config, self._stage, self._data = config, config.stage, data
-        self._source = assets.Asset(self, "Source", path=str(source_archive()))
+        by_file = config.app.text_vectors.encoder == "onnx"
+        self._source = assets.Asset(self, "Source", path=str(source_archive(text=by_file)))
         self.spark = SparkJobs(self, "Spark", config=config, data=data)
         self.training_role = self._training_role()
         self.promote_model = self._promote_model(search)
@@ -73,6 +75,7 @@ class TrainingStack(cdk.Stack):
             resource="repository",
             resource_name=self._stage.training_image.partition(":")[0],
         )
+        allow_endpoint(role, self._config)
         pull = ("BatchGetImage", "GetDownloadUrlForLayer", "BatchCheckLayerAvailability")
         allow(role, [f"ecr:{action}" for action in pull], [image])
         return role
@@ -85,7 +88,7 @@ class TrainingStack(cdk.Stack):
             self,
             "promote_model",
             stage=self._stage,
-            code=lambda_code(self._stage),
+            code=reading_code(self._config),
             environment={
                 "APP": self._config.app.name,
                 "BUCKET": data.bucket.bucket_name,
@@ -98,6 +101,7 @@ class TrainingStack(cdk.Stack):
         )
         data.control.allow(function.role, "GetItem", "PutItem")
         allow_objects(function.role, data.bucket, data.key, read=reads, write=["models"])
+        allow_endpoint(function.role, self._config)
         if search:
             search.allow_change(function)
         return function

@@ -35,11 +35,17 @@ def streamed_item(record: StreamRecord) -> object:
     return record.data[:200].decode(errors="replace") if is_deeper(item, DEEPEST) else item
 
 
+def without_vector(verdicts: Sequence[ItemVerdict]) -> int:
+    """How many were stored without a vector of what is written about them."""
+    return sum(one.no_vector is not None for one in verdicts)
+
+
 def shown(verdicts: Sequence[ItemVerdict]) -> dict[str, Any]:
     """A verdict for each item, in the order in which they were sent."""
     rejected = sum(one.status == "rejected" for one in verdicts)
     return {
         "accepted": len(verdicts) - rejected,
         "rejected": rejected,
+        "no_vector": without_vector(verdicts),
         "verdicts": [one.shown() for one in verdicts],
     }

@@ -7,7 +7,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.event_handler import Response
 
-from lambdas.freshen_catalogue.contract import sent_items, shown, streamed_item
+from lambdas.freshen_catalogue.contract import sent_items, shown, streamed_item, without_vector
 from lambdas.freshen_catalogue.wiring import Freshener
 from lambdas.http import answer, doorway
 from lambdas.stream import partial_failure, records_of
@@ -20,7 +20,9 @@ HTTP = doorway(LOGGER)
 @HTTP.post("/api/items")
 def items() -> Response[str]:
     """A verdict for each item."""
-    return answer(shown(FRESHENER.freshen(sent_items(HTTP.current_event.raw_event))))
+    verdicts = FRESHENER.freshen(sent_items(HTTP.current_event.raw_event))
+    warn(without_vector(verdicts))
+    return answer(shown(verdicts))
 
 
 def from_stream(event: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +31,14 @@ def from_stream(event: dict[str, Any]) -> dict[str, Any]:
     outcome = FRESHENER.freshen_stream([streamed_item(record) for record in records])
     if outcome.refused:
         LOGGER.warning("items were refused", extra={"refused": outcome.refused, "kept": outcome.key})
+    warn(outcome.no_vector)
     return partial_failure(record.sequence for record in records[outcome.stored_before :][:1])
+
+
+def warn(no_vector: int) -> None:
+    """Count what the text encoder left without a vector."""
+    if no_vector:
+        LOGGER.warning("items have no vector: the text encoder does not answer", extra={"items": no_vector})
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from narrows.adapters.item_encoder import LiveEncoder
 from narrows.adapters.items import DynamoItemTable
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.snapshots import LiveSnapshot, SnapshotCopy
+from narrows.adapters.text_encoders import text_encoder
 from narrows.freshening import ItemVerdict, StreamOutcome, freshen, freshen_stream
 from narrows.settings import environment, load_app
 
@@ -49,7 +50,8 @@ class Freshener:
         self._objects = S3Objects(s3, settings.bucket)
         copy = SnapshotCopy(Path(tempfile.mkdtemp()), self._objects.download, self._objects.get)
         self._live = LiveSnapshot(self._app, control, copy)
-        self._encoder = LiveEncoder(self._app.name, control, self._objects.get)
+        reading = text_encoder(self._app.text_vectors)
+        self._encoder = LiveEncoder(self._app.name, control, self._objects.get, reading)
 
     def freshen(self, sent: Sequence[object]) -> list[ItemVerdict]:
         """Judge and store one batch."""

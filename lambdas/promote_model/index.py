@@ -9,6 +9,7 @@ from narrows.adapters.control import DynamoControlTable
 from narrows.adapters.opensearch import index_versions
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.snapshots import LiveSnapshot, SnapshotCopy
+from narrows.adapters.text_encoders import text_encoder
 from narrows.indexing import build_index
 from narrows.settings import App
 from narrows.sources import two_tower
@@ -32,7 +33,8 @@ class IndexBuilder:
             copy = SnapshotCopy(Path(scratch), self._objects.download, self._objects.get)
             snapshot = LiveSnapshot(self._app, self._control, copy).current()
             if snapshot is not None:
-                build_index(self._versions, version, two_tower.load(file), snapshot)
+                network = two_tower.load(file).reading(text_encoder(self._app.text_vectors))
+                build_index(self._versions, version, network, snapshot)
 
 
 def versions_of(app: App, url: str, name: str, engine: str, region: str) -> IndexVersions | None:

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
-
-import numpy as np
+from typing import Any, TypeVar
 
 from narrows.adapters.lightgbm import load_scorer
+from narrows.adapters.placing import TEXT_ENCODER, Placing, with_newest
+from narrows.adapters.text_encoders import text_encoder
 from narrows.errors import BundleError, NarrowsError, SnapshotError
 from narrows.features import statistics
 from narrows.features.registry import FeatureSet
 from narrows.features.vectors import VectorSpec
-from narrows.item_details import written
 from narrows.pipeline import Stages
 from narrows.policy import PolicyState
 from narrows.ranking import MANIFEST, EmbeddedRanker, FusionRanker, ModelManifest, Ranker, read_manifest
-from narrows.retrieval import Floats, Rows
+from narrows.retrieval import Rows
 from narrows.settings import App
 from narrows.snapshot import ItemSnapshot, open_snapshot, snapshot_of
 from narrows.sources import SOURCES, SignallingSource
-from narrows.sources.fresh import fresh
 from narrows.sources.two_tower import TwoTowerSource
+from narrows.text_vectors import TextEncoder
 from narrows.vector_index import VectorIndex
 from narrows.visitor import VisitorReader
 
@@ -35,8 +34,6 @@ RANKER_FILE = "ranker.txt"
 SEGMENTS_FILE = "segments.json"
 ABSENT = "absent"
 TWO_TOWER = "two_tower"
-PLACED_AT_ONCE = 20_000
-"""Of the items without a vector, the newest so many get one in a refresh."""
 
 Loaded = TypeVar("Loaded")
 
@@ -75,7 +72,9 @@ def load_serving(
     snapshot = items if isinstance(items, ItemSnapshot) else _snapshot(app, items, verify, problems)
     static_rows = snapshot.rows(app.static_items)
     bundle = _Bundle(model_dir, app, problems, verify) if model_dir else None
-    sources = _sources(app, snapshot, bundle)
+    sources, unplaced = with_newest(_sources(app, snapshot, bundle), snapshot)
+    for part, why in unplaced.items():
+        problems.setdefault(part, why)
     return Serving(
         snapshot=snapshot,
         sources=sources,
@@ -176,52 +175,23 @@ def _snapshot(app: App, directory: Path | None, verify: bool, problems: dict[str
 def _sources(app: App, snapshot: ItemSnapshot, bundle: _Bundle | None) -> dict[str, SignallingSource]:
     """Those of the bundle; one that is not in it is missed only where a surface asks for it."""
     sources: dict[str, SignallingSource] = {}
+    reading = bundle.attempt(TEXT_ENCODER, lambda: text_encoder(app.text_vectors)) if bundle else None
     asked = {quota.name for surface in app.surfaces.values() for quota in surface.sources}
     for name, module in SOURCES.items() if bundle else ():
         if bundle is None or not (name in asked or bundle.holds(module.FILE)):
             continue
-        source = bundle.load(module.FILE, partial(_bound, module.load, snapshot))
+        source = bundle.load(module.FILE, partial(_bound, module.load, snapshot, reading))
         if source is not None:
             sources[name] = source
-    return with_newest(sources, snapshot)
+    return sources
 
 
-def with_newest(
-    sources: Mapping[str, SignallingSource], snapshot: ItemSnapshot
-) -> dict[str, SignallingSource]:
-    """The sources, of which those that can know the items that came after the training."""
-    for source in sources.values():
-        if isinstance(source, Placing):
-            _place(source, snapshot)
-    created = snapshot.columns.get("created_at")
-    newest = {"fresh": fresh(created)} if created is not None and np.isfinite(created).any() else {}
-    return {**sources, **newest}
-
-
-@runtime_checkable
-class Placing(Protocol):
-    """A source that makes its own vectors of items that it was not trained on."""
-
-    @property
-    def vectors(self) -> Floats:
-        """float32[capacity, d] by row, nan where a row has none."""
-
-    def place(self, rows: Rows, texts: Sequence[str]) -> None:
-        """Give each of these rows without a vector the one that its text says."""
-
-
-def _place(source: Placing, snapshot: ItemSnapshot) -> None:
-    """Vectors for the newest rows that have an item and no vector."""
-    rows = np.flatnonzero(np.isnan(source.vectors[: snapshot.size, 0])).astype(np.int32)
-    rows = rows[-PLACED_AT_ONCE:]
-    rows = rows[snapshot.holds(rows)]
-    if len(rows):
-        source.place(rows, written(snapshot, rows.tolist()))
-
-
-def _bound(load: Callable[[Path], Any], snapshot: ItemSnapshot, path: Path) -> Any:
+def _bound(
+    load: Callable[[Path], Any], snapshot: ItemSnapshot, reading: TextEncoder | None, path: Path
+) -> Any:
     """What a file holds over the snapshot's rows; with lines for later ones where it can make use of them."""
     model = load(path)
+    model = model.reading(reading) if hasattr(model, "reading") else model
     source = model.bind(snapshot.rows, snapshot.size)
     return model.bind(snapshot.rows, snapshot.capacity) if isinstance(source, Placing) else source
 
@@ -234,7 +204,7 @@ def _ranker(
     library: Path | None,
 ) -> Ranker | None:
     manifest = bundle.manifest
-    table = bundle.load(statistics.FILE, partial(_bound, statistics.load, snapshot))
+    table = bundle.load(statistics.FILE, partial(_bound, statistics.load, snapshot, None))
     scorer = bundle.load(RANKER_FILE, lambda path: load_scorer(path, library=library))
     if manifest is None or table is None or scorer is None:
         return None

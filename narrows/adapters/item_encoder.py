@@ -13,6 +13,7 @@ from narrows.errors import BundleError
 from narrows.ranking import MANIFEST, read_manifest
 from narrows.retrieval import Floats
 from narrows.sources import two_tower
+from narrows.text_vectors import TextEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,14 +24,22 @@ class BundleEncoder:
     network: two_tower.TwoTower
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        """float32[n, d] from what is written about the items."""
+        """float32[n, d] from what is written about items; EncoderUnavailable where that cannot be read."""
         return self.network.embed(texts)
 
 
 class LiveEncoder:
     """The encoder of the live bundle, loaded again when another one is promoted."""
 
-    def __init__(self, app: str, control: ControlTable, get: Callable[[str], bytes | None]) -> None:
+    def __init__(
+        self,
+        app: str,
+        control: ControlTable,
+        get: Callable[[str], bytes | None],
+        text_encoder: TextEncoder | None = None,
+    ) -> None:
+        """`text_encoder` is the one that the app asks for, if not for words."""
+        self._text_encoder = text_encoder
         self._name = model_pointer(app)
         self._control = control
         self._get = get
@@ -56,7 +65,7 @@ class LiveEncoder:
                 raise BundleError(
                     f"{pointer.prefix}/{two_tower.FILE} differs from its manifest; promote again"
                 )
-            return BundleEncoder(pointer.version, two_tower.load(network))
+            return BundleEncoder(pointer.version, two_tower.load(network).reading(self._text_encoder))
 
     def _copied(self, pointer: Pointer, file: str, folder: Path) -> Path:
         data = self._get(f"{pointer.prefix}/{file}")

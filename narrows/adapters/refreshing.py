@@ -9,15 +9,8 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from narrows.adapters.bundle import (
-    ABSENT,
-    RANKER_FILE,
-    TWO_TOWER,
-    Serving,
-    load_serving,
-    parts_of,
-    with_newest,
-)
+from narrows.adapters.bundle import ABSENT, RANKER_FILE, TWO_TOWER, Serving, load_serving, parts_of
+from narrows.adapters.placing import TEXT_ENCODER, with_newest
 from narrows.adapters.snapshots import SnapshotCopy
 from narrows.control import Pointer
 from narrows.errors import BundleError, NarrowsError, SnapshotError
@@ -87,7 +80,8 @@ class Cellar:
         SnapshotError where the version does not descend from the one that is served.
         """
         snapshot = self._copy.follow(serving.snapshot, pointer, within_s=DELTAS_WITHIN_S)
-        sources = with_newest(serving.sources, snapshot)
+        sources, unplaced = with_newest(serving.sources, snapshot)
+        known = {part: why for part, why in serving.problems.items() if part != TEXT_ENCODER}
         static_rows = snapshot.rows(self._app.static_items)
         return replace(
             serving,
@@ -96,6 +90,7 @@ class Cellar:
             ranker=serving.ranker.over(snapshot, sources) if serving.ranker else None,
             fusion=serving.fusion.over(snapshot, sources),
             static_rows=static_rows[static_rows >= 0],
+            problems={**known, **unplaced},
         )
 
 
@@ -223,7 +218,7 @@ class Refresher:
 
     def _refresh_serving(self) -> None:
         live = self._current()
-        if live == self._live:
+        if live == self._live and not (live.snapshot and self._waits()):
             return
         serving = self._followed(live)
         if serving is None:
@@ -234,6 +229,10 @@ class Refresher:
             policy = self._stages.policy.bind(serving.snapshot)
             self._stages = replace(self._stages, policy=policy, **parts_of(serving))
         self._live, self._serving = live, serving
+
+    def _waits(self) -> bool:
+        """Whether items still wait for their text vectors."""
+        return self._serving is not None and TEXT_ENCODER in self._serving.problems
 
     def _followed(self, live: Live) -> Serving | None:
         """What is to be served; None where only deltas came and it is too early for the next.

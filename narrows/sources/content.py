@@ -21,7 +21,7 @@ from narrows.sources.rows import (
     save_arrays,
     scatter,
 )
-from narrows.text_vectors import HashedWords, TextEncoder
+from narrows.text_vectors import TextEncoder, encoder_arrays, found_encoder, kept_encoder
 from narrows.vector_index import VectorIndex
 
 FILE = "content.npz"
@@ -42,13 +42,17 @@ class Content:
 
     item_ids: NDArray[Any]
     vectors: Floats
-    encoder: HashedWords
+    encoder: TextEncoder
     params: Params
 
     def save(self, path: Path) -> None:
         """Write one `.npz`."""
-        written = {"rarity": self.encoder.rarity, "directions": self.encoder.directions}
-        save_arrays(path, {"item_ids": self.item_ids, "vectors": self.vectors, **written}, self.params)
+        arrays = {"item_ids": self.item_ids, "vectors": self.vectors}
+        save_arrays(path, {**arrays, **encoder_arrays(self.encoder)}, self.params)
+
+    def reading(self, configured: TextEncoder | None) -> Content:
+        """The same with the app's encoder, where it is the one that made the vectors."""
+        return replace(self, encoder=found_encoder(self.encoder, configured))
 
     def bind(self, rows_of: RowsOf, size: int) -> ContentSource:
         """The source that serves it over a snapshot of `size` rows, comparing every item."""
@@ -60,8 +64,8 @@ class Content:
 
 def load(path: Path) -> Content:
     """Read what `save` wrote."""
-    arrays, params = load_arrays(path, ("item_ids", "vectors", "rarity", "directions"))
-    encoder = HashedWords(arrays["rarity"], arrays["directions"])
+    arrays, params = load_arrays(path, ("item_ids", "vectors"))
+    encoder = kept_encoder(arrays, path)
     return Content(arrays["item_ids"], arrays["vectors"], encoder, Params(**params))
 
 

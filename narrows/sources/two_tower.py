@@ -28,7 +28,7 @@ from narrows.sources.rows import (
     save_arrays,
     scatter,
 )
-from narrows.text_vectors import HashedWords, TextEncoder
+from narrows.text_vectors import TextEncoder, encoder_arrays, found_encoder, kept_encoder
 from narrows.vector_index import VectorIndex
 
 FILE = "two_tower.npz"
@@ -58,7 +58,7 @@ class TwoTower:
     segment_names: NDArray[Any]
     segments: Floats
     weights: Mapping[str, Floats]
-    encoder: HashedWords
+    encoder: TextEncoder
     params: Params
 
     def save(self, path: Path) -> None:
@@ -68,15 +68,17 @@ class TwoTower:
             "vectors": self.vectors,
             "segment_names": self.segment_names,
             "segments": self.segments,
-            "rarity": self.encoder.rarity,
-            "directions": self.encoder.directions,
         }
         named = {f"{WEIGHT}{name}": values for name, values in self.weights.items()}
-        save_arrays(path, {**arrays, **named}, self.params)
+        save_arrays(path, {**arrays, **encoder_arrays(self.encoder), **named}, self.params)
 
-    def embed(self, texts: Sequence[str], encoder: TextEncoder | None = None) -> Floats:
+    def embed(self, texts: Sequence[str]) -> Floats:
         """float32[n, d]: the vectors of items that were not trained on, from what is written about them."""
-        return _embedded(self.weights, encoder or self.encoder, texts)
+        return _embedded(self.weights, self.encoder, texts)
+
+    def reading(self, configured: TextEncoder | None) -> TwoTower:
+        """The same with the app's encoder, where it is the one that made the vectors."""
+        return replace(self, encoder=found_encoder(self.encoder, configured))
 
     def bind(self, rows_of: RowsOf, size: int) -> TwoTowerSource:
         """The source that serves it over a snapshot of `size` rows, comparing every item."""
@@ -96,13 +98,13 @@ def _embedded(weights: Weights, encoder: TextEncoder, texts: Sequence[str]) -> F
 
 def load(path: Path) -> TwoTower:
     """Read what `save` wrote."""
-    names = ("item_ids", "vectors", "segment_names", "segments", "rarity", "directions")
+    names = ("item_ids", "vectors", "segment_names", "segments")
     arrays, params = load_arrays(path, (*names, f"{WEIGHT}user.places", f"{WEIGHT}item.content"))
     weights = {
         name.removeprefix(WEIGHT): values for name, values in arrays.items() if name.startswith(WEIGHT)
     }
-    encoder = HashedWords(arrays["rarity"], arrays["directions"])
-    items, vectors, segment_names, segments = (arrays[name] for name in names[:4])
+    encoder = kept_encoder(arrays, path)
+    items, vectors, segment_names, segments = (arrays[name] for name in names)
     return TwoTower(items, vectors, segment_names, segments, weights, encoder, Params(**params))
 
 

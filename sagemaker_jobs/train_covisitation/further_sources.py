@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from narrows.evaluation.leave_one_out import Cases, find, first_hundred
 from narrows.evaluation.metrics import gain_at, hit_at, mean
 from narrows.interactions import Interactions
 from narrows.retrieval import CandidateSource
 from narrows.sources import bought_together, content, trending
-from narrows.text_vectors import fit_hashed_words
 from sagemaker_jobs.training_set import TrainingSet
 
 LATELY = (1 / 16, 1 / 64, 1 / 256)
@@ -68,7 +65,6 @@ def _trending(data: TrainingSet, held: Cases) -> Tuned:
 
 def _content(data: TrainingSet, seed: int) -> Tuned:
     """The same for all events: it looks at none."""
-    texts = data.texts or [""] * data.log.item_count
-    encoder = fit_hashed_words(texts, np.random.default_rng(seed))
-    model = content.Content(data.log.item_ids, encoder.encode(texts), encoder, content.Params())
+    encoder = data.encoder(seed)
+    model = content.Content(data.log.item_ids, encoder.encode(data.texts), encoder, content.Params())
     return Tuned(model.params, lambda _: model)

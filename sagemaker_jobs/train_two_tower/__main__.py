@@ -20,7 +20,7 @@ from narrows.interactions import Interactions
 from narrows.networks import Drop, Weights, item_vectors, two_tower_weights, user_vectors
 from narrows.retrieval import Floats
 from narrows.sources.two_tower import Params, TwoTower
-from narrows.text_vectors import HashedWords, fit_hashed_words
+from narrows.text_vectors import TextEncoder
 from sagemaker_jobs.container import Container, run
 from sagemaker_jobs.cooccurrence import start_vectors
 from sagemaker_jobs.learned import Catalogue, batch_size, train_learned
@@ -42,7 +42,7 @@ class Towers:
 
     log: Interactions
     catalogue: Catalogue
-    encoder: HashedWords
+    encoder: TextEncoder
     content: Floats
     segment_names: NDArray[Any]
     segments: NDArray[np.int32]
@@ -115,13 +115,12 @@ class Towers:
 def towers(data: TrainingSet, seed: int) -> Towers:
     """Code items and segments, and fit the encoder of what is written about items."""
     catalogue = Catalogue.of(data.log)
-    texts = data.texts or [""] * data.log.item_count
-    encoder = fit_hashed_words(texts, np.random.default_rng(seed))
+    encoder = data.encoder(seed)
     each = np.asarray(data.segments if data.segments else [""] * data.log.user_count, str)
     names = np.unique(each[each != ""])
     segments = np.where(each == "", len(names), np.searchsorted(names, each)).astype(np.int32)
     counts = catalogue.counts(data.log)
-    content = encoder.encode(texts)
+    content = encoder.encode(data.texts)
     return Towers(data.log, catalogue, encoder, content, names, segments, sampler(counts), Params())
 
 
