@@ -88,7 +88,7 @@ class World:
                 "created_at": float(self.created_at[i]),
                 "regions": [name for name, sold in zip(COUNTRIES, self.sold_in[:, i], strict=True) if sold],
                 "stock": int(self.stock[i]),
-                "margin": round(0.1 + 0.4 * (i * 7919 % 1000) / 1000, 3),
+                "margin": float(self.margin[i]),
             }
             for i, item_id in enumerate(self.item_ids)
         ]
@@ -161,6 +161,7 @@ class World:
         self._fame = np.cumsum(np.exp(0.9 * self.quality.astype(np.float64)))
         dear = rng.normal(3.2, 0.4, kinds)[self.category] + rng.normal(0, 0.5, n)
         self.price = np.round(np.exp(dear), 2)
+        self.margin = np.array([round(0.1 + 0.4 * (i * 7919 % 1000) / 1000, 3) for i in range(n)])
         self._dearness = np.asarray((dear - dear.mean()) / dear.std(), dtype=np.float32)
         old = self.as_of - DAY_S * (60 + rng.exponential(300, n))
         new = self.as_of - DAY_S * 30 * rng.random(n)

@@ -25,6 +25,8 @@ from narrows.market_log import (
 _PROPOSALS = 48
 _SCRAPED_PAGES = 200
 _SCRAPED_EVERY_S = 0.2
+_PAID = 0.45
+"""Of the carts."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,16 @@ class Behaviour:
     late_by_s: float = 6 * 3600.0
     slate_length: int = 10
     steps_per_session: float = 6.0
+
+
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """What each of n slates brings, expected: float64[n] clicks, conversions, and money in the currency."""
+
+    clicks: Times
+    conversions: Times
+    revenue: Times
+    margin: Times
 
 
 class Market(World):
@@ -84,8 +96,7 @@ class Market(World):
             raise InvalidInput(
                 "events", (n, start, end), "ask for one event or more and a start before the end"
             )
-        rng = np.random.default_rng([self.seed, 1, n, int(start), int(end)])
-        sessions, visits = self._open_sessions(n, start, end, rng)
+        sessions, visits, rng = self._opened(n, start, end)
         log = Log()
         self._walk(log, sessions, end, rng)
         self._scrape(log, sessions, rng)
@@ -93,6 +104,25 @@ class Market(World):
         repeats = round(n * self.behaviour.duplicates)
         columns = delivered(log.joined(), n - repeats, repeats, end, rng)
         yield from Envelope(self, f"{self.seed}-{int(start)}", visits).events(columns, log.all_slates())
+
+    def visitors_of(self, n: int, start: float, end: float) -> dict[str, str]:
+        """Session id -> user id for every session of `events(n, start, end)`, told to the shop or not."""
+        _, visits, _ = self._opened(n, start, end)
+        return dict(zip(visits.session_ids, visits.user_ids, strict=True))
+
+    def worth(self, visitor: Integers, slates: Integers, last: Integers, time: Times) -> Worth:
+        """What slates[n, k] would bring if visitor[n], who comes from item last[n], saw them at time[n].
+
+        -1 stands for an empty place and for no last item. Expected values over all that chance decides, paid
+        late or not and before returns; an item that the visitor cannot buy brings nothing.
+        """
+        shown = np.maximum(slates, 0)
+        possible = self.available(visitor, shown, time) & (slates >= 0)
+        clicks = np.where(possible, self._click_chance(visitor, last, shown), 0.0).astype(np.float64)
+        bought = clicks * self._cart_chance(visitor, shown) * _PAID
+        revenue = bought * self.price[shown]
+        margin = revenue * self.margin[shown]
+        return Worth(*(one.sum(axis=1) for one in (clicks, bought, revenue, margin)))
 
     def react(
         self,
@@ -118,6 +148,11 @@ class Market(World):
         )
         envelope = Envelope(self, stamp, visits, surface=surface, recommendation_id=recommendation_id)
         return list(envelope.events(log.joined(), rows))
+
+    def _opened(self, n: int, start: float, end: float) -> tuple[_Sessions, Visits, np.random.Generator]:
+        """The sessions of a window, and the generator that decides what happens in them."""
+        rng = np.random.default_rng([self.seed, 1, n, int(start), int(end)])
+        return *self._open_sessions(n, start, end, rng), rng
 
     def _open_sessions(
         self, n: int, start: float, end: float, rng: np.random.Generator
@@ -197,8 +232,7 @@ class Market(World):
         """Show slates: who looks at what, clicks, buys; answers with each session's last item."""
         number = log.add_slates(slates)
         log.add(IMPRESSION, index, state.clock, slate=number)
-        attraction = self.utility(state.visitor, slates) + 1.5 * self._continues(state.last, slates)
-        clicks = rng.random(slates.shape) < examination(slates.shape[1]) * _sigmoid(1.2 * attraction - 3.4)
+        clicks = rng.random(slates.shape) < self._click_chance(state.visitor, state.last, slates)
         who, position = np.nonzero(clicks)
         item, time = slates[who, position], state.clock[who] + 2.0 + 4.0 * position
         log.add(CLICK, index[who], time, item=item, slate=number[who], position=position)
@@ -217,11 +251,10 @@ class Market(World):
         rng: np.random.Generator,
     ) -> None:
         """Some items go to the cart, some of those are paid, and some payments arrive late."""
-        liking = self.utility(visitor, item[:, None])[:, 0]
-        carts = np.flatnonzero(rng.random(len(item)) < 0.2 * _sigmoid(liking - 1.0))
+        carts = np.flatnonzero(rng.random(len(item)) < self._cart_chance(visitor, item[:, None])[:, 0])
         in_cart = time[carts] + 15.0 + rng.exponential(10.0, len(carts))
         log.add(ADD_TO_CART, index[carts], in_cart, item=item[carts])
-        bought = np.flatnonzero(rng.random(len(carts)) < 0.45)
+        bought = np.flatnonzero(rng.random(len(carts)) < _PAID)
         paid = in_cart[bought] + 60.0 + rng.exponential(120.0, len(bought))
         late = rng.random(len(bought)) < self.behaviour.late_purchases
         delay = np.where(late, 3600.0 + rng.exponential(self.behaviour.late_by_s, len(bought)), 0.0)
@@ -249,6 +282,17 @@ class Market(World):
         """Half famous items, half of the categories that the visitor likes."""
         famous = self.famous((len(state.visitor), _PROPOSALS // 2), rng)
         return np.concatenate([famous, self.liked(state.visitor, _PROPOSALS // 2, rng)], axis=1)
+
+    def _click_chance(self, visitor: Integers, last: Integers, slates: Integers) -> Floats:
+        """Of each place of slates[n, k]: looked at, and liked enough."""
+        attraction = self.utility(visitor, slates) + 1.5 * self._continues(last, slates)
+        chance: Floats = examination(slates.shape[1]) * _sigmoid(1.2 * attraction - 3.4)
+        return chance
+
+    def _cart_chance(self, visitor: Integers, items: Integers) -> Floats:
+        """Of items[n, k] that visitor[n] looks at."""
+        chance: Floats = 0.2 * _sigmoid(self.utility(visitor, items) - 1.0)
+        return chance
 
     def _continues(self, last: Integers, items: Integers) -> Flags:
         follows = self.successors[np.maximum(last, 0)]

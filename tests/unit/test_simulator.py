@@ -248,6 +248,46 @@ def test_catalogue_names_every_item_once(market: Market) -> None:
     assert len({category for row in rows for category in row["category"]}) == 30
 
 
+def test_worth_is_what_slates_bring_on_average(market: Market) -> None:
+    """Clicks, purchases and revenue of many visits with the same slate come near to the expected ones."""
+    user = market.user_ids[market.most_active()]
+    visitor, generator, times = np.array([market.user_number(user)]), np.random.default_rng(5), 1500
+    slate = market.preferred(user, 10)
+    rows = np.array([[market.item_number(item) for item in slate]])
+    expected = market.worth(visitor, rows, np.array([-1]), np.array([market.as_of]))
+    events = [one for _ in range(times) for one in market.react(user, slate, generator, now=market.as_of)]
+    counts = Counter(one["event_type"] for one in events)
+    assert counts["click"] / times == pytest.approx(expected.clicks[0], rel=0.05)
+    assert counts["purchase"] / times == pytest.approx(expected.conversions[0], rel=0.15)
+    paid = sum(float(str(one["event_value"])) for one in events if one["event_type"] == "purchase")
+    assert paid / times == pytest.approx(expected.revenue[0], rel=0.2)
+    assert 0.1 * expected.revenue[0] < expected.margin[0] < 0.5 * expected.revenue[0]
+
+
+def test_worth_of_what_cannot_be_bought_is_nothing(market: Market) -> None:
+    """Empty places, what is sold out and what does not exist yet bring nothing; going on brings more."""
+    visitor, nobody, now = np.array([3]), np.array([-1]), np.array([market.as_of])
+    sold_out = np.flatnonzero(market.stock == 0)[:1]
+    future = np.array([np.argmax(market.created_at)])
+    for item, moment in ((np.array([-1]), now), (sold_out, now), (future, market.created_at[future] - 1.0)):
+        worth = market.worth(visitor, item[None], nobody, moment)
+        assert (worth.clicks[0], worth.margin[0]) == (0.0, 0.0)
+    liked = market.item_number(market.preferred(market.user_ids[3], 1)[0])
+    before = np.array([int(np.flatnonzero((market.successors == liked).any(axis=1))[0])])
+    going_on, cold = (market.worth(visitor, np.array([[liked]]), last, now) for last in (before, nobody))
+    assert going_on.clicks[0] > cold.clicks[0] > 0.0
+
+
+def test_every_session_has_somebody_behind_it(market: Market, log: list[Event]) -> None:
+    """Whoever the shop is told of is the one; of the others the market knows as well."""
+    behind = market.visitors_of(N, market.as_of - 30 * DAY_S, market.as_of)
+    told = {str(one["session_id"]): str(one["user_id"]) for one in log if "user_id" in one}
+    assert told.items() <= behind.items()
+    untold = {str(one["session_id"]) for one in log} - told.keys()
+    assert untold
+    assert {behind[session] for session in untold} <= set(market.user_ids)
+
+
 def _taken(event: Event) -> Stored:
     """The event as collecting reads it, at the moment when it is sent."""
     return parse_event(event, types=TYPES, now=_sent(event))
