@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from narrows.errors import NarrowsError
+from narrows.evaluation.metrics import finite
 
 _PLAIN_LINE_EVERY_S = 5.0
 
@@ -119,17 +119,6 @@ class Progress:
             elapsed = self._spoke - self._started
             text = f"{self._title}: {done:,} of {self._total:,} {self._unit} after {elapsed:.0f} s {remark}"
             print(text.rstrip(), file=sys.stderr, flush=True)
-
-
-def finite(value: Any) -> Any:
-    """The value with null in place of nan and infinities, which JSON cannot write."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _bar(title: str, total: int, unit: str) -> Any:

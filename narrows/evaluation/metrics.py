@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +68,18 @@ def report(
     low, high = interval(gain_at(ranks, 10), generator)
     numbers = {**summary(ranks), "coverage": coverage(slates, items)}
     return {
-        **_honest(numbers),
+        **finite(numbers),
         "users": len(ranks),
-        f"{MAIN}_interval": list(_honest({"l": low, "h": high}).values()),
+        f"{MAIN}_interval": finite([low, high]),
     }
 
 
-def _honest(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    """nan as None, since JSON has no nan."""
-    return {name: None if np.isnan(value) else value for name, value in numbers.items()}
+def finite(value: Any) -> Any:
+    """The value, a number or mappings and lists of them, None for nan and infinities: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

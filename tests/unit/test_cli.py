@@ -17,11 +17,12 @@ import pytest
 
 from narrows.cli import main
 from narrows.cli.api_client import Api, Refused, send_in_lanes
-from narrows.cli.console import CommandFailed, Console, Progress, finite
+from narrows.cli.console import CommandFailed, Console, Progress
 from narrows.cli.deployment import Consumers
 from narrows.cli.import_data import column_names
 from narrows.cli.slates import item_ids, three_slates
 from narrows.cli.steps import Steps
+from narrows.evaluation.metrics import finite
 from narrows.simulator import Market
 
 COMMANDS = ("demo", "up", "down", "import", "train", "evaluate", "recommend", "features", "skew", "doctor")
