@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from concurrent.futures import TimeoutError as Late
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from narrows.features.registry import FeatureSet
-from narrows.policy import PolicyState, gate
+from narrows.policy import PolicyState, gate, passing
 from narrows.question import Question, Request
 from narrows.ranking import Ranked, Ranker, RankRequest
 from narrows.reranking import diversify
@@ -93,6 +94,15 @@ class Offer:
     lines: Sequence[Line]
     ranked: Ranked | None = None
     candidates: Candidates | None = None
+
+
+def ruled(run: Run, question: Question) -> Question:
+    """The question, by whose query sources can tell what the rules allow."""
+    stages = run.stages
+    passes = partial(
+        passing, state=stages.policy, rules=stages.app.rules, context=question.context, now=run.request.now
+    )
+    return replace(question, query=replace(question.query, passes=passes))
 
 
 def climb(run: Run, question: Question) -> Offer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from narrows.decision import ConsideredItem, DecisionRecord, ShownItem
-from narrows.ladder import NONE_ELIGIBLE, Line, Offer, Run, allowed, climb, filled, finite, places
+from narrows.ladder import NONE_ELIGIBLE, Line, Offer, Run, allowed, climb, filled, finite, places, ruled
 from narrows.ladder import Stages as Stages
 from narrows.question import Question, ask, own_state, surface_of
 from narrows.question import Request as Request
@@ -71,6 +71,7 @@ def recommend(request: Request, stages: Stages) -> Recommendation:
     question = ask(
         request, surface, visitor, app=stages.app, features=stages.features, snapshot=stages.snapshot
     )
+    question = ruled(run, question)
     offer = climb(run, question)
     with run.timed("gate"):
         lines = allowed(run, question, filled(run, question, offer))[: request.limit]

@@ -204,8 +204,7 @@ def gate(
     only the age of the data caused it, and under "unknown_item" for a row that the state does not cover or
     whose item the catalogue no longer has.
     """
-    covered = (rows >= 0) & (rows < state.size)
-    covered[covered] = ~state.deleted[rows[covered]]
+    covered = _covered(rows, state)
     names = np.full(len(rows), UNKNOWN_ITEM, object)
     open_ = covered.copy()
     for rule in rules:
@@ -215,6 +214,24 @@ def gate(
     names[open_] = ""
     found, counts = np.unique(names[~open_].astype(str), return_counts=True)
     return Verdict(open_, tuple(names), dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+
+def passing(
+    rows: Rows, *, state: PolicyState, rules: Sequence[Rule], context: GateContext, now: float
+) -> Bits:
+    """bool[n]: which of the rows `gate` would allow, for who does not ask why."""
+    open_ = _covered(rows, state)
+    at = np.where(open_, rows, 0)
+    for rule in rules:
+        open_ &= ~_judge(rule, at, state, context, now, vouched=False)[1]
+    return open_
+
+
+def _covered(rows: Rows, state: PolicyState) -> Bits:
+    """The rows that the state knows, and whose items the catalogue still has."""
+    covered = (rows >= 0) & (rows < state.size)
+    covered[covered] = ~state.deleted[rows[covered]]
+    return covered
 
 
 def _judge(

@@ -20,9 +20,9 @@ class TextSettings:
     """Which encoder; "words" is fitted on the catalogue by every training, and needs nothing else.
 
     "onnx" runs the files `model` and `tokenizer` in the process: `tokens` of a text are read, and a model
-    that gives a vector for each token has them averaged, or its first one taken. "endpoint" asks either `url`,
-    by HTTP, or the SageMaker endpoint named `sagemaker`, for `timeout_s` at most; `model_version` is to
-    change whenever what answers there does, since vectors of two models must never meet.
+    that gives a vector for each token has them averaged, or its first one taken. "endpoint" asks either
+    `url`, by HTTP, or the SageMaker endpoint named `sagemaker`, for `timeout_s` at most; `model_version`
+    is to change whenever what answers there does, since vectors of two models must never meet.
     """
 
     encoder: Encoder = "words"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.retrieval import Floats, Query, Retrieved, Rows
-from narrows.sources.rows import NOTHING, known, look_up
+from narrows.sources.rows import NOTHING, first, look_up
 
 DAY_S = 86400.0
 SIGNALS = ("score",)
@@ -30,9 +30,7 @@ class FreshSource:
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The newest items that exist already at the time of the query."""
         begin = int(np.searchsorted(self.before, -query.now))
-        excluded = known(query.exclude, len(self.created))
-        head = self.newest[begin : begin + quota + len(excluded)]
-        rows = head[~np.isin(head, excluded)][:quota]
+        rows = first(self.newest[begin:], quota, query)
         return Retrieved(rows, self.score(query, rows)) if len(rows) else NOTHING
 
     def score(self, query: Query, rows: Rows) -> Floats:

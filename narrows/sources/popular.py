@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from narrows.interactions import Interactions
 from narrows.retrieval import Floats, Query, Retrieved, Rows
-from narrows.sources.rows import NOTHING, RowsOf, known, load_arrays, look_up, save_arrays, scatter
+from narrows.sources.rows import NOTHING, RowsOf, first, load_arrays, look_up, save_arrays, scatter
 
 FILE = "popular.npz"
 SIGNALS = ("score",)
@@ -119,9 +119,7 @@ class PopularSource:
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The most popular of the visitor's segment, or of everyone where the segment is not known."""
         segment = self._segment(query)
-        excluded = known(query.exclude, self.shares.shape[1])
-        head = self.ordered[segment][: quota + len(excluded)]
-        rows = head[~np.isin(head, excluded)][:quota]
+        rows = first(self.ordered[segment], quota, query)
         return Retrieved(rows, self.shares[segment][rows]) if len(rows) else NOTHING
 
     def score(self, query: Query, rows: Rows) -> Floats:

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.errors import BundleError
-from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Retrieved, Rows
+from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Query, Retrieved, Rows
 from narrows.vector_index import MOST_RESULTS, VectorIndex
 
 RowsOf = Callable[[Sequence[str]], Rows]
 NOTHING = Retrieved(NO_ROWS, NO_WEIGHTS)
+LOOKED_AT = 50_000
+"""How far down a list one looks for what may be shown: a millisecond's worth."""
 
 
 def known(rows: Rows, size: int) -> Rows:
@@ -34,6 +36,22 @@ def best(scores: Floats, quota: int, exclude: Rows) -> Retrieved:
     order = np.lexsort((found, -scores[found]))[:count]
     rows = found[order].astype(np.int32)
     return Retrieved(rows, scores[rows])
+
+
+def first(ordered: Rows, quota: int, query: Query) -> Rows:
+    """The first `quota` rows of a list that may be shown: not excluded, and allowed by the rules.
+
+    Where many may not, it looks further, four times as far each time, and `LOOKED_AT` rows deep at most.
+    """
+    found, held, begin = [NO_ROWS], 0, 0
+    step = quota + len(query.exclude)
+    while held < quota and begin < min(len(ordered), LOOKED_AT):
+        part = ordered[begin : begin + step]
+        part = part[~np.isin(part, query.exclude)]
+        found.append(part[query.passes(part)] if query.passes else part)
+        held += len(found[-1])
+        begin, step = begin + step, 4 * step
+    return np.concatenate(found)[:quota]
 
 
 def nearest(
