@@ -20,7 +20,7 @@ demo: setup ## the whole platform on this machine: deploy, events, training, rec
 	$(BIN)/narrows demo $(DEMO_ARGS)
 
 test: setup ## every test but the slow ones, under 15 minutes on 2 cores
-	$(BIN)/pytest -m "not slow" $(TEST_ARGS)
+	$(BIN)/pytest -m "not slow" --numprocesses 2 $(TEST_ARGS)
 
 test-slow: setup ## the long suites
 	$(BIN)/pytest -m slow $(TEST_ARGS)

@@ -8,6 +8,7 @@ from typing import Any
 import hypothesis
 import pytest
 from pytest_socket import socket_allow_hosts
+from xdist.scheduler import LoadFileScheduling
 
 from tests import servers
 from tests.servers import dynamodb_local, ministack, moto, opensearch
@@ -25,6 +26,18 @@ hypothesis.settings.register_profile(
     database=None,
 )
 hypothesis.settings.load_profile("narrows")
+
+
+class ByFile(LoadFileScheduling):
+    """How processes share the tests: by file, but one has all that need the whole local cloud."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "e2e" if nodeid.startswith("tests/e2e/") else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Asked for where `--numprocesses` is given."""
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +64,18 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[Any]:
             servers.started.setdefault(program, "processes on this machine")
             servers.used[program] += 1
     return outcome
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a process that has a share of the tests has seen of the servers goes to the one that reports."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["servers"] = servers.seen()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what such a process has seen; one that died has told nothing."""
+    servers.add(getattr(node, "workeroutput", {}).get("servers", ({}, {}, {})))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -48,6 +48,21 @@ AWS = [pytest.param("moto"), pytest.param("ministack", marks=pytest.mark.local)]
 DYNAMODB = [*AWS, pytest.param("dynamodb_local", marks=pytest.mark.local)]
 
 
+Seen = tuple[dict[str, str], dict[str, str], dict[str, int]]
+
+
+def seen() -> Seen:
+    """What this process has started, missed and used."""
+    return started, missing, dict(used)
+
+
+def add(other: Seen) -> None:
+    """What another process has, as well."""
+    started.update(other[0])
+    missing.update(other[1])
+    used.update(other[2])
+
+
 def on(request: pytest.FixtureRequest) -> Aws:
     """The server that a fixture's parameter names, counted as used."""
     aws: Aws = request.getfixturevalue(request.param)
