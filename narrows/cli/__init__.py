@@ -7,12 +7,24 @@ import sys
 from collections.abc import Sequence
 
 from narrows import __version__
-from narrows.cli import demo, doctor, evaluate, features, freshness, import_data, recommend, skew, train, up
+from narrows.cli import (
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    features,
+    freshness,
+    import_data,
+    recommend,
+    skew,
+    train,
+    up,
+)
 from narrows.cli.console import CommandFailed, CommandParser, Console, UsageError
 from narrows.cli.places import find_places
 from narrows.errors import NarrowsError
 
-COMMANDS = (demo, up, import_data, train, evaluate, recommend, features, freshness, skew, doctor)
+COMMANDS = (demo, up, import_data, train, evaluate, compare, recommend, features, freshness, skew, doctor)
 EPILOG = "Start with `narrows demo`. Each command explains itself: narrows <command> --help."
 
 

@@ -154,7 +154,7 @@ def run_job(
     channels: Mapping[str, Path],
     model: Path,
     version: str,
-    **more: float,
+    **more: Any,
 ) -> Path:
     """Run a program of `sagemaker_jobs` under the container contract; returns its output folder."""
     from localcloud.jobs import run_training_job  # starts programs

@@ -149,9 +149,13 @@ def _arrays(value: Any) -> Iterable[NDArray[Any]]:
 
 @dataclass(frozen=True)
 class Terms:
-    """What a stack costs beside what it finds, for the verdict; seconds, milliseconds, dollars a million."""
+    """What else a verdict tells of a stack; seconds, milliseconds, dollars a million requests.
+
+    `recall` is that of the candidates which the ranker gets.
+    """
 
     name: str
+    recall: float
     retrieval_p99_ms: float
     time_allowed_ms: float
     new_item_s: float
@@ -160,21 +164,36 @@ class Terms:
 
 def verdict(decided: StageChange, baseline: Terms, variant: Terms, *, simulated: bool) -> str:
     """Which stack is better by the decisive number, in one or two sentences; honest where none is."""
-    what = "margin of a slate, by the market's truth," if simulated else "NDCG@10 behind the same ranker"
+    what = "margin of a slate, by the market's truth" if simulated else "NDCG@10 behind the same ranker"
     numbers = (
         f"{baseline.name} {decided.baseline:.4f}, {variant.name} {decided.variant:.4f}; {decided.said()}"
     )
     if decided.requests == 0 or not np.isfinite([decided.low, decided.high]).all():
         return f"No verdict: {what} is not known ({decided.reason or 'no requests'})."
-    winner = variant if decided.rose else baseline if decided.fell else None
-    if winner:
-        return f"{winner.name} is better: {what} is {numbers}, over {decided.requests:,} visitors."
+    if decided.rose or decided.fell:
+        winner, other = (variant, baseline) if decided.rose else (baseline, variant)
+        said = f"{winner.name} is better: {what}: {numbers}, over {decided.requests:,} visitors."
+        favour = _favour(other, winner)
+        return f"{said} For {other.name} speaks {favour}." if favour else said
     cheap, dear = sorted((baseline, variant), key=lambda one: one.cost_per_million)
     return (
-        f"Neither is better by what {decided.requests:,} visitors show: {what} is {numbers}. "
+        f"Neither is better by what {decided.requests:,} visitors show: {what}: {numbers}. "
         f"{cheap.name} costs {_dollars(dear.cost_per_million - cheap.cost_per_million)} less "
         "a million requests."
     )
+
+
+def _favour(one: Terms, other: Terms) -> str:
+    """Where the first is ahead all the same; "" where it is nowhere."""
+    found = []
+    if one.recall > other.recall:
+        found.append(f"recall ({one.recall:.4f} against {other.recall:.4f})")
+    if one.new_item_s < other.new_item_s:
+        found.append(f"new items ({one.new_item_s:,.0f} s against {other.new_item_s:,.0f} s)")
+    if one.cost_per_million < other.cost_per_million:
+        less = _dollars(other.cost_per_million - one.cost_per_million)
+        found.append(f"cost ({less} less a million requests)")
+    return ", ".join(found)
 
 
 def would_change(
@@ -205,7 +224,7 @@ def would_change(
     if slow.new_item_s > quick.new_item_s:
         found.append(
             f"new items: whoever needs them counted for a visitor in less than {slow.new_item_s:,.0f} s "
-            f"cannot take {slow.name} alone; {quick.name} needs {quick.new_item_s:,.0f} s"
+            f"cannot have {slow.name} alone; {quick.name} needs {quick.new_item_s:,.0f} s"
         )
     for one in (baseline, variant):
         if one.retrieval_p99_ms > 0:

@@ -26,8 +26,8 @@ from narrows.interactions import interactions_of
 from narrows.simulator import Worth
 
 DAY_S = 86_400.0
-BEFORE = Terms("counted", 2.0, 70.0, 86_400.0, 0.02)
-AFTER = Terms("learned", 1.0, 78.0, 20.0, 0.05)
+BEFORE = Terms("counted", 0.4, 2.0, 70.0, 86_400.0, 0.02)
+AFTER = Terms("learned", 0.5, 1.0, 78.0, 20.0, 0.05)
 
 
 def decided(low: float, high: float, requests: int = 1000) -> StageChange:
@@ -118,9 +118,13 @@ def test_held_bytes_count_each_buffer_once() -> None:
 def test_the_verdict_names_the_better_one_or_none() -> None:
     """With the numbers that decided; the cheaper one where they do not."""
     assert verdict(decided(0.1, 0.3), BEFORE, AFTER, simulated=True).startswith("learned is better: margin")
-    assert verdict(decided(-0.3, -0.1), BEFORE, AFTER, simulated=False).startswith(
-        "counted is better: NDCG@10"
+    counted = verdict(decided(-0.3, -0.1), BEFORE, AFTER, simulated=False)
+    assert counted.startswith("counted is better: NDCG@10 behind the same ranker: counted 1.0000")
+    assert counted.endswith(
+        "For learned speaks recall (0.5000 against 0.4000), new items (20 s against 86,400 s)."
     )
+    better = Terms("better", 0.6, 1.0, 78.0, 10.0, 0.01)
+    assert "speaks" not in verdict(decided(0.1, 0.3), AFTER, better, simulated=True)
     undecided = verdict(decided(-0.1, 0.2), BEFORE, AFTER, simulated=True)
     assert undecided.startswith("Neither is better by what 1,000 visitors show")
     assert undecided.endswith("counted costs $0.03 less a million requests.")
@@ -140,7 +144,7 @@ def test_what_would_change_it_is_computed() -> None:
     assert "anonymous: 10% of requests today; above 25%, counted, which is better there, is ahead" in text
     assert "learned costs $0.03 more a million requests than counted" in text
     assert "brings $3e-08 more, and these bring $0.06 more" in text
-    assert "less than 86,400 s cannot take counted alone; learned needs 20 s" in text
+    assert "less than 86,400 s cannot have counted alone; learned needs 20 s" in text
     assert "counted retrieves in 2.00 ms (p99) of 70 ms allowed; 35.0 times" in text
     assert "more visitors" not in text
 

@@ -1,0 +1,1 @@
+"""Compares two stacks of candidate sources."""

@@ -1,0 +1,284 @@
+"""Compares two stacks of candidate sources over the same log, with the same ranker behind both.
+
+The ranker is trained once, on the requests as both stacks answer them: for each past request one group of the
+candidates of either. It reads what either stack has: visitors, items, popularity, age, and the fused rank of
+a candidate, but no other source's own score. So what differs behind it differs because of the candidates. A
+ranker for each stack would mix in what that stack's scores are worth as features, and one over all scores
+would need both stacks wherever one is served.
+
+Channel `sources` has a folder for each training job, as the job left it.
+"""
+
+from __future__ import annotations
+
+import sagemaker_jobs  # noqa: F401  # first: it sets how many threads numpy takes
+
+# isort: split
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from narrows.adapters.bundle import RANKER_FILE
+from narrows.adapters.lightgbm import load_scorer
+from narrows.capacity import Load, cost_per_million
+from narrows.errors import InvalidInput
+from narrows.evaluation import funnel
+from narrows.evaluation.comparison import (
+    NO_CREATION,
+    NO_TRUTH,
+    Answers,
+    Group,
+    Terms,
+    business_of,
+    gain_of,
+    groups_of,
+    recall_of,
+    verdict,
+    would_change,
+)
+from narrows.evaluation.leave_one_out import PROTOCOL, Cases, cases
+from narrows.evaluation.metrics import finite, gain_at, interval, mean
+from narrows.evaluation.stacks import SHARED, Stack, jobs_of, needed_jobs, runs_a_month, stacks_of, staleness
+from narrows.features.vectors import VectorSpec
+from narrows.market_tables import MarketPlan
+from narrows.ranking import EmbeddedRanker, FusionRanker, Ranker
+from narrows.settings import App, Surface
+from sagemaker_jobs.compare.running import Running, missing_sources
+from sagemaker_jobs.compare.truth import Truth
+from sagemaker_jobs.container import Container, Progress, run, write_json
+from sagemaker_jobs.declared import Declared, declared_features
+from sagemaker_jobs.replay import Funnel, Groups, funnel_of, replay
+from sagemaker_jobs.train_ranker.lambdamart import fit
+from sagemaker_jobs.training_set import HOLDOUT, REPLAY, TrainingSet, app_of, read
+
+MACHINE = Path(__file__).resolve().parents[2] / "stepfunctions" / "train_and_promote.asl.json"
+MOST_USERS = 3000
+MOST_ROWS = 600_000
+BUDGET_S = 30.0
+REQUESTS_PER_S = 1000.0
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """What both stacks are asked about: the data, the held-out requests, and the truth where it is known."""
+
+    data: TrainingSet
+    declared: Declared
+    held: Cases
+    truth: Truth | None
+    groups: Mapping[str, Group]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where they are asked: the app's surface, the seconds that each training job took, and the traffic."""
+
+    app: App
+    surface: Surface
+    build_s: Mapping[str, float]
+    requests_per_s: float
+    jobs: Sequence[str]
+
+
+def compare(container: Container) -> None:
+    """Write `comparison.json`."""
+    progress = Progress("compare")
+    app = app_of(container)
+    if app is None:
+        raise InvalidInput("hyperparameters.app", container.text("app"), "name an app of apps/")
+    surface, stacks = stacks_of(app, container.text("stacks").split(), container.text("surface"))
+    log = _log(container, app)
+    progress.say(f"{len(log.held):,} requests, left out: {dict(log.held.excluded)}")
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        build_s = _gathered(container.channel("sources"), folder)
+        quotas = surface.rank_at_most
+        past = funnel_of(folder / REPLAY, log.data, (), quotas, log.declared)
+        present = funnel_of(folder / HOLDOUT, log.data, (), quotas, log.declared)
+        _refuse_absent(stacks, present, folder)
+        ranker = _ranker(
+            container, log, [replace(past, quotas=one.quotas) for one in stacks], present, folder
+        )
+        running = [Running.of(stack, present, folder / "indexes" / stack.name) for stack in stacks]
+        answers = []
+        for one in running:
+            answers.append(one.answers(log.held, ranker, surface, log.truth))
+            progress.say(f"{one.stack.name}: {mean(gain_at(answers[-1].ranked, 10)):.4f} NDCG@10")
+        machine = json.loads(MACHINE.read_text(encoding="utf-8"))
+        per_s = container.number("requests_per_s", REQUESTS_PER_S)
+        place = Place(app, surface, build_s, per_s, jobs_of(machine))
+        seed = int(container.number("seed", 0))
+        content = _content(log, place, running, answers, seed)
+    for target in (container.output_data, container.model):
+        write_json(target / "comparison.json", finite(content))
+
+
+def _log(container: Container, app: App) -> Log:
+    data = read(container)
+    seed = int(container.number("seed", 0))
+    most = int(container.number("most_users", MOST_USERS))
+    held = cases(data.log).sample(most, np.random.default_rng(seed))
+    declared = declared_features(container.channel("training"), app, data)
+    plan = container.mapping("market")
+    truth = Truth.of(MarketPlan(**plan), held) if plan else None
+    popularity = np.bincount(data.holdout.items, minlength=data.log.item_count)
+    unknown = np.full(data.log.item_count, np.nan)
+    created = np.asarray(data.items.columns.get("created_at", unknown), np.float64)
+    return Log(data, declared, held, truth, groups_of(held, popularity, created))
+
+
+def _gathered(jobs: Path, target: Path) -> dict[str, float]:
+    """Put the sources of every job into one folder; returns the seconds of each job."""
+    seconds = {}
+    for job in sorted(one for one in jobs.iterdir() if one.is_dir()):
+        shutil.copytree(job, target, dirs_exist_ok=True)
+        summary = job / f"{job.name.removeprefix('train_')}.json"
+        if summary.is_file():
+            seconds[job.name] = float(json.loads(summary.read_text("utf-8")).get("seconds", np.nan))
+    return seconds
+
+
+def _refuse_absent(stacks: Sequence[Stack], present: Funnel, folder: Path) -> None:
+    for stack in stacks:
+        for name in missing_sources(stack, present.sources):
+            path = folder / f"{name}.json"
+            why = json.loads(path.read_text("utf-8")).get("reason") if path.is_file() else None
+            raise InvalidInput(f"sources.{name}", why or "no model", "give it data that it can learn from")
+
+
+def _ranker(container: Container, log: Log, past: Sequence[Funnel], present: Funnel, folder: Path) -> Ranker:
+    """One ranker for all; fused ranks where there is too little to learn from."""
+    progress = Progress("compare: ranker")
+    seed, most = int(container.number("seed", 0)), int(container.number("most_rows", MOST_ROWS))
+    shared = {name: source for name, source in present.sources.items() if name in SHARED}
+    spec = VectorSpec.over(shared, past[0].items, log.declared.trained_on, past[0].statistics)
+    drawn = np.random.default_rng(seed)
+    held = [cases(log.data.log, back).shuffled(drawn) for back in range(1, log.data.labels + 1)]
+    groups = [replay(held, one, spec, most_rows=most // len(past), seed=seed) for one in past]
+    progress.say(f"{[len(one.lengths) for one in groups]} groups of {groups[0].asked:,} requests each")
+    budget_s = container.number("budget_s", BUDGET_S)
+    trained = fit(Groups.joined(groups), spec, seed, progress, budget_s=budget_s)
+    if not trained.text:
+        return FusionRanker(present.items)
+    (folder / RANKER_FILE).write_text(trained.text, encoding="utf-8")
+    scorer = load_scorer(folder / RANKER_FILE)
+    fingerprint = spec.fingerprint()
+    return EmbeddedRanker(present.items, present.statistics, shared, scorer, spec, fingerprint=fingerprint)
+
+
+def _content(
+    log: Log, place: Place, running: Sequence[Running], answers: Sequence[Answers], seed: int
+) -> dict[str, Any]:
+    parts = [_part(log, place, *one, seed) for one in zip(running, answers, strict=True)]
+    drawn = np.random.default_rng(seed)
+    stages = [one.stages(place.surface.rank_at_most, place.surface.limit) for one in answers]
+    changes = funnel.changes(stages[0], stages[1], drawn)
+    finding = funnel.detect(changes)
+    backwards = funnel.detect(funnel.reverse(changes))
+    decisive = answers[0].decisive(), answers[1].decisive()
+    low, high = interval(decisive[1] - decisive[0], drawn)
+    decided = funnel.StageChange("difference", mean(decisive[0]), mean(decisive[1]), low, high, len(log.held))
+    terms = [
+        _terms(one.stack, part, mean(values["retrieved"]))
+        for one, part, values in zip(running, parts, stages, strict=True)
+    ]
+    names = [one.stack.name for one in running]
+    return {
+        "app": place.app.name,
+        "surface": place.surface.name,
+        "protocol": PROTOCOL,
+        "simulated": log.truth is not None,
+        "users": len(log.held),
+        "excluded": dict(log.held.excluded),
+        "requests_per_s": place.requests_per_s,
+        "retrieved_at": place.surface.rank_at_most,
+        "groups": {
+            name: {"users": int(group.chosen.sum()), "meaning": group.meaning}
+            for name, group in log.groups.items()
+        },
+        "stacks": dict(zip(names, parts, strict=True)),
+        "difference": {"of": "margin" if log.truth else "ndcg_at_10", **asdict(decided)},
+        "funnel": {
+            "stages": [asdict(one) for one in changes],
+            f"{names[0]} -> {names[1]}": asdict(finding),
+            f"{names[1]} -> {names[0]}": asdict(backwards),
+        },
+        "verdict": verdict(decided, terms[0], terms[1], simulated=log.truth is not None),
+        "would_change": would_change(
+            decided, terms[0], terms[1], decisive, log.groups, simulated=log.truth is not None
+        ),
+    }
+
+
+def _part(log: Log, place: Place, running: Running, answers: Answers, seed: int) -> dict[str, Any]:
+    stack, app = running.stack, place.app
+    whole, search = running.times_ms(log.held)
+    placing, unplaced = running.placing(log.data.texts)
+    stale = staleness(stack, app, place.build_s, placing)
+    on_nodes = app.tiers["vectors"] == "opensearch"
+    load = Load(
+        retrieval_ms=mean(whole),
+        search_ms=mean(search) if on_nodes else 0.0,
+        held_bytes=running.bytes_held,
+        training_s=sum(runs_a_month(app, job) * place.build_s[job] for job in stack.jobs),
+        requests_per_s=place.requests_per_s,
+    )
+    low, high = interval(gain_at(answers.ranked, 10), np.random.default_rng(seed))
+    spec = VectorSpec.over(
+        running.funnel.sources, log.data.items, log.declared.trained_on, running.funnel.statistics
+    )
+    return {
+        "sources": {quota.name: quota.quota for quota in stack.quotas},
+        "recall": recall_of(answers.retrieved, log.groups),
+        "ndcg_at_10": gain_of(answers.ranked, log.groups),
+        "ndcg_at_10_interval": [low, high],
+        "business_per_1000": business_of(answers.worth, np.random.default_rng(seed)),
+        "retrieval_ms": {"p50": _quantile(whole, 0.5), "p99": _quantile(whole, 0.99)},
+        "time_allowed_ms": min(one.share for one in stack.quotas if one.name in stack.own)
+        * place.surface.deadline_ms,
+        "build_s": {**{job: place.build_s[job] for job in stack.jobs}, "index": running.index_s},
+        "memory_bytes": running.bytes_held,
+        "staleness_s": {name: value for name, value in asdict(stale).items() if name != "undefined"},
+        "cost_per_million_usd": cost_per_million(load),
+        "features": {"declared": len(app.features), "ranker_columns": len(spec.names)},
+        "jobs": needed_jobs(stack, place.jobs),
+        "undefined": {**_undefined(log), **stale.undefined, **unplaced},
+    }
+
+
+def _undefined(log: Log) -> dict[str, str]:
+    """Why numbers are absent that other data would give."""
+    found = {} if log.truth else {"business_per_1000": NO_TRUTH}
+    for name, group in log.groups.items():
+        if not group.chosen.any():
+            known = name != "new_items" or bool(
+                np.isfinite(log.data.items.columns.get("created_at", [])).any()
+            )
+            found[name] = "no request is of this group" if known else NO_CREATION
+    return found
+
+
+def _terms(stack: Stack, part: Mapping[str, Any], recall: float) -> Terms:
+    return Terms(
+        stack.name,
+        recall,
+        part["retrieval_ms"]["p99"],
+        part["time_allowed_ms"],
+        part["staleness_s"]["new_item"],
+        part["cost_per_million_usd"]["all"],
+    )
+
+
+def _quantile(values: np.ndarray, share: float) -> float:
+    return float(np.quantile(values, share)) if len(values) else float("nan")
+
+
+if __name__ == "__main__":
+    sys.exit(run(compare))

@@ -1,0 +1,159 @@
+"""`narrows compare` on a small simulated market: every number is there, or the reason why it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from narrows.cli import main
+from narrows.cli.compare import lines_of
+from narrows.cli.console import Console
+from narrows.evaluation.comparison import NO_CREATION, NO_TRUTH
+from narrows.evaluation.funnel import STAGES
+from sagemaker_jobs.compare.__main__ import compare
+from sagemaker_jobs.container import Container
+
+STACKS = ("traditional", "two_tower")
+COMPARED = ["compare", *STACKS, "--app", "shopnow", "--events", "2500", "--budget", "2"]
+GROUPS = {"overall", "head", "tail", "new_items", "new_visitors", "anonymous"}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder that the command works in, and its report."""
+    home = tmp_path_factory.mktemp("compared")
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setenv("NARROWS_HOME", str(home))
+        assert main([*COMPARED, "--json"]) == 0
+    return home / "apps" / "shopnow" / "compare", json.loads(said.getvalue())
+
+
+def test_both_stacks_have_every_number(compared: tuple[Path, dict[str, Any]]) -> None:
+    """Recall and gain by group, business with intervals, times, sizes, ages, costs, features and jobs."""
+    _, report = compared
+    assert tuple(report["stacks"]) == STACKS
+    assert set(report["groups"]) == GROUPS
+    assert report["groups"]["anonymous"]["users"] > 0.2 * report["users"] > 5
+    for part in report["stacks"].values():
+        recalls = part["recall"]["overall"]
+        assert 0.0 < recalls["recall_at_10"] < recalls["recall_at_100"] <= recalls["recall_at_300"] <= 1.0
+        assert (
+            part["ndcg_at_10_interval"][0] <= part["ndcg_at_10"]["overall"] <= part["ndcg_at_10_interval"][1]
+        )
+        for value in part["business_per_1000"].values():
+            assert 0.0 < value["low"] <= value["mean"] <= value["high"]
+        assert 0.0 < part["retrieval_ms"]["p50"] <= part["retrieval_ms"]["p99"]
+        assert min(part["build_s"].values()) >= 0.0
+        assert part["memory_bytes"] > 10_000
+        assert set(part["staleness_s"]) == {"own_click", "new_item", "new_item_shown", "learned"}
+        assert None not in part["staleness_s"].values()
+        cost = part["cost_per_million_usd"]
+        assert cost["all"] == pytest.approx(cost["function"] + cost["search"] + cost["training"])
+        assert part["features"]["ranker_columns"] > part["features"]["declared"] > 30
+
+
+def test_what_differs_is_what_the_stacks_are(compared: tuple[Path, dict[str, Any]]) -> None:
+    """Only one has a vector index, searched on nodes, and places new items at once."""
+    traditional, two_tower = compared[1]["stacks"].values()
+    assert traditional["build_s"]["index"] == 0.0 < two_tower["build_s"]["index"]
+    assert traditional["cost_per_million_usd"]["search"] == 0.0 < two_tower["cost_per_million_usd"]["search"]
+    assert two_tower["staleness_s"]["new_item"] < 60.0 < 86_400.0 < traditional["staleness_s"]["new_item"]
+    assert set(traditional["jobs"]) ^ set(two_tower["jobs"]) == {"train_als", "train_two_tower"}
+    assert set(traditional["sources"]) & set(two_tower["sources"]) == {"popular", "fresh"}
+
+
+def test_the_verdict_follows_from_the_difference(compared: tuple[Path, dict[str, Any]]) -> None:
+    """A stack is better only where the interval says so; the funnel has all its stages."""
+    report = compared[1]
+    difference, verdict = report["difference"], report["verdict"]
+    better = STACKS[1] if difference["low"] > 0 else STACKS[0] if difference["high"] < 0 else "Neither"
+    assert verdict.startswith(f"{better} is better")
+    assert difference["of"] == "margin"
+    assert any(one.startswith("price: ") for one in report["would_change"])
+    assert [one["stage"] for one in report["funnel"]["stages"]] == list(STAGES)
+    there, back = (report["funnel"][f"{one} -> {other}"] for one, other in (STACKS, STACKS[::-1]))
+    assert there["reason"]
+    assert back["reason"]
+    assert not (there["kind"] == back["kind"] == "lost")
+
+
+def test_events_that_are_left_out_are_told(compared: tuple[Path, dict[str, Any]]) -> None:
+    """Where the log comes from, and what of it counts."""
+    log = compared[1]["log"]
+    assert log["events"] + sum(log["left_out"].values()) == log["simulated"]["events"] == 2500
+
+
+def test_on_imported_data_nobody_knows_what_a_slate_is_worth(
+    compared: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The same log without its market: null with a reason, the gain decides, the funnel gives no verdict."""
+    folder, simulated = compared
+    channels = {"training": folder / "data", "sources": folder / "sources"}
+    given = {"app": "shopnow", "stacks": " ".join(STACKS), "seed": 7, "budget_s": 0, "most_rows": 20_000}
+    compare(Container(tmp_path, tmp_path, tmp_path, tmp_path, channels, given))
+    report = json.loads((tmp_path / "comparison.json").read_text())
+    assert not report["simulated"]
+    assert report["difference"]["of"] == "ndcg_at_10"
+    for name, part in report["stacks"].items():
+        assert part["business_per_1000"]["margin"] == {"mean": None, "low": None, "high": None}
+        assert part["undefined"]["business_per_1000"] == NO_TRUTH
+        assert part["recall"].keys() == simulated["stacks"][name]["recall"].keys()
+        assert 0.0 < part["recall"]["overall"]["recall_at_100"] <= 1.0
+    stages = {one["stage"]: one for one in report["funnel"]["stages"]}
+    assert (stages["margin"]["variant"], stages["margin"]["reason"]) == (None, "not measured")
+    assert report["funnel"]["traditional -> two_tower"]["kind"] == "no_verdict"
+
+
+def test_the_report_is_readable(
+    compared: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line for each number and a column for each stack; what is null is a dash."""
+    report = json.loads(json.dumps(compared[1]))
+    report["stacks"]["two_tower"]["business_per_1000"]["margin"] = {"mean": None, "low": None, "high": None}
+    report["stacks"]["two_tower"]["undefined"] = {"new_items": NO_CREATION}
+    console = Console(json=False)
+    for line in lines_of(report):
+        console.say(line) if isinstance(line, str) else console.table(*line)
+    text = capsys.readouterr().out
+    rows = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert rows["margin, 1,000 slates"][-1] == "-"
+    assert rows["jobs of the workflow"][-2:] == ["8", "8"]
+    assert {
+        "recall@300 tail",
+        "NDCG@10 anonymous",
+        "retrieval p99 (ms of one processor)",
+        "memory (MB)",
+    } <= set(rows)
+    assert f"new_items: not known, {NO_CREATION}" in text
+    assert report["verdict"] in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["traditional", "two_tower", "--app", "megashop"], "ask for one of two_tower in"),
+        (["traditional", "traditional", "--app", "shopnow"], "name each stack once"),
+        (["traditional", "best", "--app", "shopnow"], "invalid choice: 'best'"),
+        (["traditional", "two_tower", "--app", "shopnow", "--surface", "cart"], "shopnow has feed, product"),
+        (["traditional", "two_tower", "--app", "shopnow", "--budget", "-1"], "give a number of seconds"),
+        (["traditional", "two_tower", "--app", "shopnow", "--requests-per-second", "0"], "give more than 0"),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_refused(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At once, with the remedy, before anything is trained."""
+    monkeypatch.setenv("NARROWS_HOME", str(tmp_path))
+    assert main(["compare", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
