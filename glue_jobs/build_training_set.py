@@ -16,7 +16,8 @@ Every PATH is a folder that Spark can read: a plain one here, s3:// in Glue. Wha
   at each visitor's newest labels, and when a slate was shown that has a decision record. `served` values are
   those of the record; the others are recomputed from the events before that moment.
 - `item_features/`: item_id, as_of and one column a feature, as of a few moments and of now.
-- `items/`: the catalogue as given.
+- `items/`: the catalogue as published, with the items that came or changed since in their newest version,
+  and without those that were deleted.
 
 An event that is marked (a program's, a duplicate) or came without consent trains nothing, and is counted.
 """
@@ -37,6 +38,7 @@ from pyspark.sql import functions as F  # the name that Spark's own documentatio
 from pyspark.sql.window import Window
 
 from glue_jobs.app_files import read_app
+from glue_jobs.changed_items import read_catalogue
 from glue_jobs.lake import add_arguments, open_lake, read_events
 from glue_jobs.outcomes import impressions, interactions, label, negatives, slates, with_served
 from glue_jobs.point_in_time import (
@@ -186,11 +188,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
     spark = open_lake("build_training_set", arguments.lake, arguments.database)
+    app = read_app(spark, arguments.app_config)
     inputs = Inputs(
         read_events(spark),
         decisions_of(spark, arguments.decisions),
-        spark.read.parquet(arguments.catalogue),
-        read_app(spark, arguments.app_config),
+        read_catalogue(spark, arguments.catalogue, app),
+        app,
         arguments.as_of,
     )
     counts = build(spark, inputs, arguments.output)

@@ -1,12 +1,15 @@
 """Landed lines -> the lake's table of events, each event once.
 
-    compact_events.py --landing PATH --lake PATH [--database NAME] --app-config PATH [--keep-days 30]
+    compact_events.py --landing PATH [--items PATH] --lake PATH [--database NAME] --app-config PATH
+                      [--keep-days 30]
 
 Reads the landing files that no earlier run has read, MERGEs their events on `event_id` and notes how far it
 came. Of an event that arrives more than once the first arrival stays, in whatever order and company the
 arrivals are read; a late event goes to its own day. What is unusual is marked, and stays: `bot:rate`, and
 `duplicate` for an event that repeats another one under an id of its own. Lines that are no events lie in the
 table `quarantine`, with the reason.
+
+Changed items that landed under `--items` go into the table `items`, each in its newest version.
 
 A run that is killed at any point, or repeated, leaves the table as one whole run would.
 """
@@ -20,12 +23,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
 
 from glue_jobs.app_files import read_app
+from glue_jobs.changed_items import keep_items
 from glue_jobs.lake import (
     CATALOG,
     EVENTS,
@@ -35,7 +38,7 @@ from glue_jobs.lake import (
     open_lake,
     quarantine_table,
 )
-from glue_jobs.landed import DAY_S, events, malformed, read_landed
+from glue_jobs.landed import DAY_S, events, landing_files, malformed, read_landed
 from narrows.marking import DUPLICATE, RATE, fast_visitors_sql
 
 READ_THROUGH = "narrows.read-through"
@@ -80,7 +83,7 @@ def compact(
     ensure_tables(spark)
     properties = _properties(spark)
     through = {} if everything else json.loads(properties.get(READ_THROUGH, "{}"))
-    new = unread(_landing_files(spark, landing), through)
+    new = unread(landing_files(spark, landing), through)
     if not new.files:
         return {"files": 0}
     landed = read_landed(spark, new.files)
@@ -243,13 +246,6 @@ def tidy(spark: SparkSession, now: datetime, keep_days: float) -> None:
         spark.sql(f"CALL {CATALOG}.system.expire_snapshots(table => '{table}', older_than => {oldest})")
 
 
-def _landing_files(spark: SparkSession, landing: str) -> list[str]:
-    found = (
-        spark.read.option("recursiveFileLookup", "true").option("pathGlobFilter", "*.jsonl.gz").text(landing)
-    )
-    return [unquote(file) for file in found.inputFiles()]
-
-
 def _properties(spark: SparkSession) -> dict[str, str]:
     return {
         row["key"]: row["value"] for row in spark.sql(f"SHOW TBLPROPERTIES {events_table(spark)}").collect()
@@ -271,6 +267,7 @@ def _spread_over_cores(landed: DataFrame) -> None:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--landing", required=True, help="folder of landed events (*.jsonl.gz, any depth)")
+    parser.add_argument("--items", default="", help="folder of landed items (*.jsonl.gz, any depth)")
     add_arguments(parser)
     parser.add_argument("--app-config", required=True, help="the app's folder, or a .zip of it")
     parser.add_argument(
@@ -295,6 +292,8 @@ def main(argv: Sequence[str]) -> None:
         events_per_minute=read_app(spark, arguments.app_config).bots.events_per_minute,
         everything=arguments.everything == "yes",
     )
+    if arguments.items:
+        counts = {**counts, **keep_items(spark, arguments.items)}
     tidy(spark, datetime.now(UTC), arguments.keep_days)
     print(json.dumps(counts))  # noqa: T201  # the job's log is where its counts are looked for
 

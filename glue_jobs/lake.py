@@ -1,7 +1,8 @@
-"""The lake: one Iceberg table of events for each app, and one of the landed lines that are no events.
+"""The lake: Iceberg tables of an app's events, of its items, and of the landed lines that are no events.
 
 The catalogue is a matter of configuration: a folder (`--lake PATH`) where Spark works on files, the Glue
-catalogue (with `--database NAME`) in AWS. The jobs see `events` and `quarantine` in either.
+catalogue (with `--database NAME`) in AWS. The jobs see `events`, `items` and `quarantine`
+in either.
 """
 
 from __future__ import annotations
@@ -45,6 +46,15 @@ EVENTS = T.StructType(
         T.StructField("shard", T.StringType()),
         T.StructField("sequence", T.StringType()),
         T.StructField("event_date", T.DateType()),  # of `time`, UTC; the table is partitioned by it
+    ]
+)
+ITEMS = T.StructType(
+    [
+        T.StructField("item_id", T.StringType()),
+        T.StructField("version", T.LongType()),  # of the items table; rises with each change of the item
+        T.StructField("deleted", T.BooleanType()),
+        T.StructField("first_at", T.DoubleType()),  # when it was stored first, epoch seconds
+        T.StructField("content", T.StringType()),  # what was sent of it, as JSON, under the app's names
     ]
 )
 QUARANTINE = T.StructType(
@@ -103,6 +113,11 @@ def events_table(spark: SparkSession) -> str:
     return f"{CATALOG}.`{spark.conf.get(_NAMESPACE_SETTING)}`.events"
 
 
+def items_table(spark: SparkSession) -> str:
+    """The table of the items that came or changed after the catalogue was published."""
+    return f"{CATALOG}.`{spark.conf.get(_NAMESPACE_SETTING)}`.items"
+
+
 def quarantine_table(spark: SparkSession) -> str:
     """The table of the landed lines that are no events."""
     return f"{CATALOG}.`{spark.conf.get(_NAMESPACE_SETTING)}`.quarantine"
@@ -129,6 +144,7 @@ def ensure_tables(spark: SparkSession) -> None:
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {CATALOG}.`{spark.conf.get(_NAMESPACE_SETTING)}`")
     _create(spark, events_table(spark), EVENTS, "PARTITIONED BY (event_date)")
     _create(spark, quarantine_table(spark), QUARANTINE)
+    _create(spark, items_table(spark), ITEMS)
     there = set(spark.table(events_table(spark)).columns)
     added = [field for field in EVENTS if field.name not in there]
     if added:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
@@ -22,6 +23,17 @@ LANDED = T.StructType(
         T.StructField(UNREADABLE, T.StringType()),
     ]
 )
+
+
+def landing_files(spark: SparkSession, folder: str) -> list[str]:
+    """The landed files of a folder, of any depth; none where there is no such folder."""
+    path = spark._jvm.org.apache.hadoop.fs.Path(folder)  # Spark's Python has no look for files
+    if not path.getFileSystem(spark._jsc.hadoopConfiguration()).exists(path):
+        return []
+    found = (
+        spark.read.option("recursiveFileLookup", "true").option("pathGlobFilter", "*.jsonl.gz").text(folder)
+    )
+    return [unquote(file) for file in found.inputFiles()]
 
 
 def read_landed(spark: SparkSession, files: Sequence[str]) -> DataFrame:

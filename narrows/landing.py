@@ -1,8 +1,9 @@
-"""A batch of stream records as one file of the lake's landing zone."""
+"""A batch of stream records, or of changed items, as one file of the lake's landing zone."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Any
 from narrows.errors import InvalidInput
 from narrows.events import from_record
 from narrows.features.stream import StreamRecord
+from narrows.freshening import ItemEntry
 
 LANDING = "landing"
 QUARANTINE = "quarantine"
 EVENTS = "events"
+ITEMS = "items"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,30 @@ def landing_files(records: Sequence[StreamRecord], kind: str, arrived_at: float)
             bad.append(_refused(record, error))
     folders = ((LANDING, good), (QUARANTINE, bad))
     return [LandingFile(f"{folder}/{name}", _zipped(lines)) for folder, lines in folders if lines]
+
+
+def items_file(entries: Sequence[ItemEntry], arrived_at: float) -> LandingFile | None:
+    """One file for the items of a batch, which training reads; None for none.
+
+    The key names the content, so a batch that comes again on the same day replaces itself. A line holds id,
+    version, whether the item is deleted, when it was stored first, and as JSON text what was sent of it.
+    """
+    if not entries:
+        return None
+    data = _zipped([_compact(_item_line(entry)) for entry in entries])
+    day = datetime.fromtimestamp(arrived_at, UTC).date().isoformat()
+    name = hashlib.sha256(data).hexdigest()[:32]
+    return LandingFile(f"{LANDING}/{ITEMS}/dt={day}/{name}.jsonl.gz", data)
+
+
+def _item_line(entry: ItemEntry) -> dict[str, Any]:
+    return {
+        "item_id": entry.item_id,
+        "version": entry.version,
+        "deleted": entry.deleted,
+        "first_at": entry.first_at,
+        "content": _compact(dict(entry.values)),
+    }
 
 
 def _line(record: StreamRecord, kind: str) -> str:

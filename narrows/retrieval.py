@@ -28,8 +28,8 @@ class Query:
 
     `history` runs from the oldest to the newest, with `history_times` (epoch seconds) and `history_weights`
     (labels of the event types) alongside. `seeds` are the product page's item or the cart's items; `segment`
-    is "" when unknown. `passes(rows)` tells which rows the rules allow now, so that a source with one list for
-    many visitors need not spend its quota on others; the gate judges again.
+    is "" when unknown. `passes(rows)` tells which rows the rules allow now, so that a source with one list
+    for many visitors need not spend its quota on others; the gate judges again.
     """
 
     history: Rows

@@ -136,7 +136,8 @@ class IngestStack(cdk.Stack):
             "publish_snapshot", environment, timeout_s=300, memory_mb=1769, scratch_mb=4096
         )
         data.control.allow(function.role, "GetItem", "PutItem")
-        allow_objects(function.role, data.bucket, data.key, read=["snapshots"], write=["snapshots"])
+        writes = ["snapshots", "landing/items"]
+        allow_objects(function.role, data.bucket, data.key, read=["snapshots"], write=writes)
         self._consume(
             "PublishSnapshotFromItems", function, data.items, Consumption(2000, self._stage.item_window_s)
         )

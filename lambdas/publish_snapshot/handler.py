@@ -1,4 +1,4 @@
-"""The items table's stream to S3: what changed becomes a delta of the snapshot that serving follows."""
+"""The items table's stream to S3: a delta of the snapshot for serving, a landed file for training."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from narrows.adapters.control import DynamoControlTable
 from narrows.adapters.items import entries_of
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.snapshots import LiveSnapshot, SnapshotCopy, SnapshotPublisher
+from narrows.landing import items_file
 from narrows.settings import environment, load_app
 
 
@@ -44,5 +45,8 @@ LOGGER = Logger(service="publish_snapshot")
 def handler(event: dict[str, Any], _: Any) -> None:
     """A batch of the table's stream; an error makes Lambda deliver it again, which changes nothing twice."""
     entries = entries_of(event)
+    landed = items_file(entries, time.time())
+    if landed:
+        OBJECTS.put(landed.key, landed.data)
     version = PUBLISHER.publish(entries)
     LOGGER.info("published", extra={"items": len(entries), "version": version})

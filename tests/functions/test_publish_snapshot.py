@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ class Deployed:
         self.freshen = cold_start("freshen_catalogue", monkeypatch, variables)
         self.publish = cold_start("publish_snapshot", monkeypatch, variables)
         control = DynamoControlTable(tables["control"], region=REGION, connect_timeout_s=1, read_timeout_s=2)
+        self.objects = objects
         self.live = LiveSnapshot(APP, control, SnapshotCopy(folder, objects.download, objects.get))
 
     def send(self, *items: dict[str, Any]) -> None:
@@ -80,6 +82,22 @@ def test_an_item_goes_from_its_upsert_to_the_snapshot(deployed: Deployed) -> Non
     assert second.ids([0, 1]) == ["a", "b"]
     assert [bytes(title) for title in second.columns["title"]] == [b"A2", b"B"]
     assert second.columns["price"][0] == 3.0
+
+
+def test_training_gets_the_items_as_well(deployed: Deployed) -> None:
+    """One file for a batch, by its content: the same batch again is the same file; nothing sent is lost."""
+    deployed.send({"item_id": "a", "title": "A", "price": 2.0, "category": ["x"], "stock": 3, "version": 7})
+    deployed.send({"item_id": "a", "deleted": True, "version": 8})
+    records = list(deployed.records())
+    deployed.deliver(records)
+    deployed.deliver(records)
+    (key,) = deployed.objects.keys("landing/items/")
+    data = deployed.objects.get(key)
+    assert data is not None
+    first, second = map(json.loads, gzip.decompress(data).splitlines())
+    assert (first["item_id"], first["version"], first["deleted"]) == ("a", 7, False)
+    assert json.loads(first["content"]) == {"title": "A", "price": 2.0, "category": ["x"], "stock": 3}
+    assert (second["version"], second["deleted"], second["content"]) == (8, True, "{}")
 
 
 def test_a_batch_without_items_is_fine(deployed: Deployed) -> None:

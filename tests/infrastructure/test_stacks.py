@@ -50,7 +50,7 @@ WRITES = {
     "collect_events": {"quarantine"},
     "land_events": {"landing", "quarantine"},
     "freshen_catalogue": {"quarantine"},
-    "publish_snapshot": {"snapshots"},
+    "publish_snapshot": {"snapshots", "landing/items"},
 }
 
 
@@ -254,7 +254,7 @@ def test_collectors_may_write_where_their_files_go(
 ) -> None:
     """What is refused has its place as well as what is good: without the grant it would be lost."""
     puts = [one for one in statements(stage, folder) if "s3:PutObject" in json.dumps(one["Action"])]
-    assert set(re.findall(r"/(\w+)/\*", json.dumps(puts))) == prefixes
+    assert set(re.findall(r"/([\w/]+)/\*", json.dumps(puts))) == prefixes
 
 
 def test_no_policy_allows_everything_of_a_service(stage: Synthesised) -> None:

@@ -16,6 +16,8 @@ import pytest
 from narrows.adapters.feature_tables import read_item_features, read_visitor_features
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.registry import FeatureSet
+from narrows.freshening import ItemEntry
+from narrows.landing import items_file
 from narrows.settings import App, EventType, load_app
 from tests.spark_session import lake_session
 from tests.spark_session import spark as spark
@@ -294,8 +296,12 @@ def test_negatives_come_from_the_slate_first(made: tuple[Path, Mapping[str, int]
 def test_the_job_reads_the_lake_and_refuses_an_empty_one(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Plain paths in and out, counts as the last line; without interactions the job fails and says why."""
+    """Plain paths in and out, counts as the last line; without interactions the job fails and says why.
+
+    The items are those that are there now: one came through the API, and one was deleted there.
+    """
     from glue_jobs import build_training_set
+    from glue_jobs.changed_items import keep_items
     from glue_jobs.lake import EVENTS, ensure_tables, events_table
 
     session = lake_session(spark, tmp_path / "lake")
@@ -317,6 +323,14 @@ def test_the_job_reads_the_lake_and_refuses_an_empty_one(
     row = event(1, "click", T0, "ann#x", item_id="i1")
     events = session.createDataFrame([[row.get(name) for name in EVENTS.names]], EVENTS)
     events.writeTo(events_table(session)).append()
+    upserted = items_file(
+        [ItemEntry("i9", 0, 1, {"title": "Nine"}), ItemEntry("i1", 0, 2, deleted=True)], NOW
+    )
+    assert upserted is not None
+    (tmp_path / "landed").mkdir()
+    (tmp_path / "landed" / "one.jsonl.gz").write_bytes(upserted.data)
+    keep_items(session, str(tmp_path / "landed"))
     build_training_set.main(arguments)
     counts = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (counts["interactions"], counts["visitor_features"]) == (1, 1)
+    assert read(tmp_path / "out" / "items", "item_id") == [("i9",)]
