@@ -124,7 +124,8 @@ class _Comparison:
         self._data = self._folder / "data"
         write_training_data(self._data, tables.interactions, tables.items)
         kept = len(tables.interactions["item_id"])
-        self.steps.remark(f"{kept:,} events kept; left out: {tables.left_out}")
+        reasons = ", ".join(f"{count:,} {why}" for why, count in tables.left_out.items())
+        self.steps.remark(f"{kept:,} events kept; left out: {reasons}")
         return {"simulated": asdict(self._plan), "events": kept, "left_out": dict(tables.left_out)}
 
     def train(self, job: str, share: float) -> None:

@@ -23,6 +23,8 @@ HEAD_SHARE = 0.5
 NEW_ITEM_S = 7 * 86_400.0
 FEWEST_OF_A_GROUP = 30
 """Of fewer requests a group says nothing about what would change the verdict."""
+SOONER_S = 1.0
+"""By less than this nobody sees a new item sooner."""
 A_THOUSAND = 1000.0
 NO_CREATION = "the catalogue has no creation times"
 NO_TRUTH = "only a simulated market knows what a slate is truly worth; the data were imported"
@@ -188,7 +190,7 @@ def _favour(one: Terms, other: Terms) -> str:
     found = []
     if one.recall > other.recall:
         found.append(f"recall ({one.recall:.4f} against {other.recall:.4f})")
-    if one.new_item_s < other.new_item_s:
+    if one.new_item_s < other.new_item_s - SOONER_S:
         found.append(f"new items ({one.new_item_s:,.0f} s against {other.new_item_s:,.0f} s)")
     if one.cost_per_million < other.cost_per_million:
         less = _dollars(other.cost_per_million - one.cost_per_million)
@@ -221,7 +223,7 @@ def would_change(
             found.append(said)
     found.append(_price(baseline, variant, mean(difference) if simulated else None))
     slow, quick = sorted((variant, baseline), key=lambda one: -one.new_item_s)
-    if slow.new_item_s > quick.new_item_s:
+    if slow.new_item_s > quick.new_item_s + SOONER_S:
         found.append(
             f"new items: whoever needs them counted for a visitor in less than {slow.new_item_s:,.0f} s "
             f"cannot have {slow.name} alone; {quick.name} needs {quick.new_item_s:,.0f} s"
@@ -261,7 +263,7 @@ def _price(baseline: Terms, variant: Terms, gained: float | None) -> str:
         f"price: {dear.name} costs {_dollars(abs(more))} more a million requests than {cheap.name}; it pays "
         f"as soon as a request brings ${abs(more) / 1e6:.2g} more"
     )
-    if gained is None:
+    if gained is None or not np.isfinite(gained):
         return said
     brings = gained if more > 0 else -gained
     return f"{said}, and these bring {'-' if brings < 0 else ''}${abs(brings):.2g} more"

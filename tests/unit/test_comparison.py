@@ -123,7 +123,7 @@ def test_the_verdict_names_the_better_one_or_none() -> None:
     assert counted.endswith(
         "For learned speaks recall (0.5000 against 0.4000), new items (20 s against 86,400 s)."
     )
-    better = Terms("better", 0.6, 1.0, 78.0, 10.0, 0.01)
+    better = Terms("better", 0.6, 1.0, 78.0, 20.9, 0.01)
     assert "speaks" not in verdict(decided(0.1, 0.3), AFTER, better, simulated=True)
     undecided = verdict(decided(-0.1, 0.2), BEFORE, AFTER, simulated=True)
     assert undecided.startswith("Neither is better by what 1,000 visitors show")

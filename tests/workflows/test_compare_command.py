@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from narrows.cli import main
 from narrows.cli.compare import lines_of
 from narrows.cli.console import Console
+from narrows.errors import InvalidInput
 from narrows.evaluation.comparison import NO_CREATION, NO_TRUTH
 from narrows.evaluation.funnel import STAGES
 from sagemaker_jobs.compare.__main__ import compare
@@ -108,6 +110,41 @@ def test_on_imported_data_nobody_knows_what_a_slate_is_worth(
     stages = {one["stage"]: one for one in report["funnel"]["stages"]}
     assert (stages["margin"]["variant"], stages["margin"]["reason"]) == (None, "not measured")
     assert report["funnel"]["traditional -> two_tower"]["kind"] == "no_verdict"
+
+
+def test_without_requests_there_are_reasons_in_place_of_numbers(
+    compared: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Nobody to ask is no zero: null everywhere, and neither a verdict nor a finding."""
+    folder, simulated = compared
+    channels = {"training": folder / "data", "sources": folder / "sources"}
+    given = {"app": "shopnow", "stacks": " ".join(STACKS), "budget_s": 0, "most_rows": 100, "most_users": 0}
+    given["market"] = simulated["log"]["simulated"]
+    compare(Container(tmp_path, tmp_path, tmp_path, tmp_path, channels, given))
+    report = json.loads((tmp_path / "comparison.json").read_text())
+    assert report["users"] == 0
+    assert report["verdict"].startswith("No verdict")
+    assert report["funnel"]["traditional -> two_tower"]["kind"] == "no_verdict"
+    for part in report["stacks"].values():
+        assert part["recall"]["tail"]["recall_at_100"] is None
+        assert part["undefined"]["tail"] == "no request is of this group"
+        assert part["retrieval_ms"]["p50"] is None
+
+
+def test_a_source_without_a_model_is_refused(compared: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """With the reason that its training gave, where it gave one."""
+    folder, _ = compared
+    sources = tmp_path / "sources"
+    shutil.copytree(folder / "sources", sources)
+    shutil.rmtree(sources / "train_two_tower")
+    channels = {"training": folder / "data", "sources": sources}
+    given = {"app": "shopnow", "stacks": " ".join(STACKS)}
+    with pytest.raises(InvalidInput, match=r"sources.two_tower.*no model"):
+        compare(Container(tmp_path, tmp_path, tmp_path, tmp_path, channels, given))
+    (sources / "train_two_tower").mkdir()
+    (sources / "train_two_tower" / "two_tower.json").write_text('{"reason": "no history has two events"}')
+    with pytest.raises(InvalidInput, match="no history has two events"):
+        compare(Container(tmp_path, tmp_path, tmp_path, tmp_path, channels, given))
 
 
 def test_the_report_is_readable(
