@@ -191,6 +191,10 @@ def _rows(report: Mapping[str, Any], stacks: Sequence[Any]) -> Iterator[tuple[st
     yield "NDCG@10 overall, 95%", [", ".join(map(_number, one["ndcg_at_10_interval"])) for one in stacks]
     for name in stacks[0]["business_per_1000"]:
         yield f"{name}, 1,000 slates", [_interval(one["business_per_1000"][name]) for one in stacks]
+    own = [one["with_own_scores"] for one in stacks]
+    yield "NDCG@10, own scores ranked", [_number(one["ndcg_at_10"]["overall"]) for one in own]
+    for name in ("conversions", "margin"):
+        yield f"{name}, own scores ranked", [_interval(one["business_per_1000"][name]) for one in own]
     for name in ("p50", "p99"):
         yield (
             f"retrieval {name} (ms of one processor)",

@@ -1,4 +1,4 @@
-"""Two stacks over the same requests: what each finds, what it brings, and which is better, in words.
+"""Two stacks over the same requests: what each finds, by group of requests, and what it brings.
 
 All numbers are over the same held-out requests, so differences are paired. What cannot be known is nan, and
 its reason stands under the same name in `undefined`.
@@ -6,14 +6,13 @@ its reason stands under the same name in `undefined`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from narrows.evaluation.funnel import StageChange
 from narrows.evaluation.leave_one_out import NEW_AT_MOST, Cases
 from narrows.evaluation.metrics import Ranks, Values, gain_at, hit_at, interval, mean
 from narrows.simulator import Worth
@@ -21,10 +20,6 @@ from narrows.simulator import Worth
 RECALL_AT = (10, 100, 300)
 HEAD_SHARE = 0.5
 NEW_ITEM_S = 7 * 86_400.0
-FEWEST_OF_A_GROUP = 30
-"""Of fewer requests a group says nothing about what would change the verdict."""
-SOONER_S = 1.0
-"""By less than this nobody sees a new item sooner."""
 A_THOUSAND = 1000.0
 NO_CREATION = "the catalogue has no creation times"
 NO_TRUTH = "only a simulated market knows what a slate is truly worth; the data were imported"
@@ -147,127 +142,3 @@ def _arrays(value: Any) -> Iterable[NDArray[Any]]:
         value = list(value.values())
     for one in value if isinstance(value, list | tuple) else ():
         yield from _arrays(one)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What else a verdict tells of a stack; seconds, milliseconds, dollars a million requests.
-
-    `recall` is that of the candidates which the ranker gets.
-    """
-
-    name: str
-    recall: float
-    retrieval_p99_ms: float
-    time_allowed_ms: float
-    new_item_s: float
-    cost_per_million: float
-
-
-def verdict(decided: StageChange, baseline: Terms, variant: Terms, *, simulated: bool) -> str:
-    """Which stack is better by the decisive number, in one or two sentences; honest where none is."""
-    what = "margin of a slate, by the market's truth" if simulated else "NDCG@10 behind the same ranker"
-    numbers = (
-        f"{baseline.name} {decided.baseline:.4f}, {variant.name} {decided.variant:.4f}; {decided.said()}"
-    )
-    if decided.requests == 0 or not np.isfinite([decided.low, decided.high]).all():
-        return f"No verdict: {what} is not known ({decided.reason or 'no requests'})."
-    if decided.rose or decided.fell:
-        winner, other = (variant, baseline) if decided.rose else (baseline, variant)
-        said = f"{winner.name} is better: {what}: {numbers}, over {decided.requests:,} visitors."
-        favour = _favour(other, winner)
-        return f"{said} For {other.name} speaks {favour}." if favour else said
-    cheap, dear = sorted((baseline, variant), key=lambda one: one.cost_per_million)
-    return (
-        f"Neither is better by what {decided.requests:,} visitors show: {what}: {numbers}. "
-        f"{cheap.name} costs {_dollars(dear.cost_per_million - cheap.cost_per_million)} less "
-        "a million requests."
-    )
-
-
-def _favour(one: Terms, other: Terms) -> str:
-    """Where the first is ahead all the same; "" where it is nowhere."""
-    found = []
-    if one.recall > other.recall:
-        found.append(f"recall ({one.recall:.4f} against {other.recall:.4f})")
-    if one.new_item_s < other.new_item_s - SOONER_S:
-        found.append(f"new items ({one.new_item_s:,.0f} s against {other.new_item_s:,.0f} s)")
-    if one.cost_per_million < other.cost_per_million:
-        less = _dollars(other.cost_per_million - one.cost_per_million)
-        found.append(f"cost ({less} less a million requests)")
-    return ", ".join(found)
-
-
-def would_change(
-    decided: StageChange,
-    baseline: Terms,
-    variant: Terms,
-    values: tuple[Values, Values],
-    groups: Mapping[str, Group],
-    *,
-    simulated: bool,
-) -> list[str]:
-    """What would turn the verdict, each with the threshold that these numbers give.
-
-    `values` float64[n] are the decisive number of each request under the baseline and the variant; money
-    where `simulated`.
-    """
-    difference = values[1] - values[0]
-    found = []
-    if not (decided.rose or decided.fell) and decided.requests and mean(difference):
-        half = (decided.high - decided.low) / 2
-        wanted = decided.requests * (half / abs(mean(difference))) ** 2
-        found.append(f"more visitors: about {wanted:,.0f} would tell a difference of this size from none")
-    for name, group in groups.items():
-        if said := _turned_by(name, group, difference, (baseline.name, variant.name)):
-            found.append(said)
-    found.append(_price(baseline, variant, mean(difference) if simulated else None))
-    slow, quick = sorted((variant, baseline), key=lambda one: -one.new_item_s)
-    if slow.new_item_s > quick.new_item_s + SOONER_S:
-        found.append(
-            f"new items: whoever needs them counted for a visitor in less than {slow.new_item_s:,.0f} s "
-            f"cannot have {slow.name} alone; {quick.name} needs {quick.new_item_s:,.0f} s"
-        )
-    for one in (baseline, variant):
-        if one.retrieval_p99_ms > 0:
-            times = one.time_allowed_ms / one.retrieval_p99_ms
-            found.append(
-                f"time: {one.name} retrieves in {one.retrieval_p99_ms:.2f} ms (p99) of "
-                f"{one.time_allowed_ms:.0f} ms allowed; {times:,.1f} times as slow and it is dropped"
-            )
-    return found
-
-
-def _turned_by(name: str, group: Group, difference: Values, names: Sequence[str]) -> str:
-    """At what share of requests in the group the two are even; "" where no share makes them so."""
-    inside, outside = difference[group.chosen], difference[~group.chosen]
-    if min(len(inside), len(outside)) < FEWEST_OF_A_GROUP:
-        return ""
-    there, elsewhere = mean(inside), mean(outside)
-    if there * elsewhere >= 0.0:
-        return ""
-    even = elsewhere / (elsewhere - there)
-    ahead = names[1] if there > 0 else names[0]
-    now = len(inside) / len(difference)
-    word = "above" if even > now else "below"
-    turned = "ahead" if even > now else "behind"
-    return (
-        f"{name}: {now:.0%} of requests today; {word} {even:.0%}, {ahead}, which is better there, is {turned}"
-    )
-
-
-def _price(baseline: Terms, variant: Terms, gained: float | None) -> str:
-    more = variant.cost_per_million - baseline.cost_per_million
-    dear, cheap = (variant, baseline) if more > 0 else (baseline, variant)
-    said = (
-        f"price: {dear.name} costs {_dollars(abs(more))} more a million requests than {cheap.name}; it pays "
-        f"as soon as a request brings ${abs(more) / 1e6:.2g} more"
-    )
-    if gained is None or not np.isfinite(gained):
-        return said
-    brings = gained if more > 0 else -gained
-    return f"{said}, and these bring {'-' if brings < 0 else ''}${abs(brings):.2g} more"
-
-
-def _dollars(amount: float) -> str:
-    return f"${amount:.4f}" if amount < 0.01 else f"${amount:.2f}"

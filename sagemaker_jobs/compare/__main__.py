@@ -1,12 +1,7 @@
 """Compares two stacks of candidate sources over the same log, with the same ranker behind both.
 
-The ranker is trained once, on the requests as both stacks answer them: for each past request one group of the
-candidates of either. It reads what either stack has: visitors, items, popularity, age, and the fused rank of
-a candidate, but no other source's own score. So what differs behind it differs because of the candidates. A
-ranker for each stack would mix in what that stack's scores are worth as features, and one over all scores
-would need both stacks wherever one is served.
-
-Channel `sources` has a folder for each training job, as the job left it.
+Channel `sources` has a folder for each training job, as the job left it. `rankers.py` says what the ranker
+reads, and why; `running.py` asks a stack, `truth.py` knows what only a simulated market does.
 """
 
 from __future__ import annotations
@@ -18,15 +13,13 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from narrows.adapters.bundle import RANKER_FILE
-from narrows.adapters.lightgbm import load_scorer
 from narrows.capacity import Load, cost_per_million
 from narrows.errors import InvalidInput
 from narrows.evaluation import funnel
@@ -35,32 +28,29 @@ from narrows.evaluation.comparison import (
     NO_TRUTH,
     Answers,
     Group,
-    Terms,
     business_of,
     gain_of,
     groups_of,
     recall_of,
-    verdict,
-    would_change,
 )
 from narrows.evaluation.leave_one_out import PROTOCOL, Cases, cases
-from narrows.evaluation.metrics import finite, gain_at, interval, mean
-from narrows.evaluation.stacks import SHARED, Stack, jobs_of, needed_jobs, runs_a_month, stacks_of, staleness
+from narrows.evaluation.metrics import Values, finite, gain_at, interval, mean
+from narrows.evaluation.stacks import Stack, jobs_of, needed_jobs, runs_a_month, stacks_of, staleness
+from narrows.evaluation.verdict import Decision, Terms, verdict, would_change
 from narrows.features.vectors import VectorSpec
 from narrows.market_tables import MarketPlan
-from narrows.ranking import EmbeddedRanker, FusionRanker, Ranker
 from narrows.settings import App, Surface
+from sagemaker_jobs.compare.rankers import Training, train_rankers
 from sagemaker_jobs.compare.running import Running, missing_sources
 from sagemaker_jobs.compare.truth import Truth
 from sagemaker_jobs.container import Container, Progress, run, write_json
 from sagemaker_jobs.declared import Declared, declared_features
-from sagemaker_jobs.replay import Funnel, Groups, funnel_of, replay
-from sagemaker_jobs.train_ranker.lambdamart import fit
+from sagemaker_jobs.replay import Funnel, funnel_of
 from sagemaker_jobs.training_set import HOLDOUT, REPLAY, TrainingSet, app_of, read
 
 MACHINE = Path(__file__).resolve().parents[2] / "stepfunctions" / "train_and_promote.asl.json"
 MOST_USERS = 3000
-MOST_ROWS = 600_000
+MOST_ROWS = 1_000_000
 BUDGET_S = 30.0
 REQUESTS_PER_S = 1000.0
 
@@ -103,19 +93,22 @@ def compare(container: Container) -> None:
         past = funnel_of(folder / REPLAY, log.data, (), quotas, log.declared)
         present = funnel_of(folder / HOLDOUT, log.data, (), quotas, log.declared)
         _refuse_absent(stacks, present, folder)
-        ranker = _ranker(
-            container, log, [replace(past, quotas=one.quotas) for one in stacks], present, folder
+        training = Training(
+            int(container.number("seed", 0)),
+            int(container.number("most_rows", MOST_ROWS)),
+            container.number("budget_s", BUDGET_S),
         )
+        rankers = train_rankers(log.data, stacks, past, present, training, folder / "rankers")
         running = [Running.of(stack, present, folder / "indexes" / stack.name) for stack in stacks]
-        answers = []
-        for one in running:
-            answers.append(one.answers(log.held, ranker, surface, log.truth))
-            progress.say(f"{one.stack.name}: {mean(gain_at(answers[-1].ranked, 10)):.4f} NDCG@10")
+        asked = [
+            [one.answers(log.held, ranker, surface, log.truth) for ranker in (rankers.same, own)]
+            for one, own in zip(running, rankers.own, strict=True)
+        ]
+        progress.say(f"NDCG@10: {[[mean(gain_at(one.ranked, 10)) for one in pair] for pair in asked]}")
         machine = json.loads(MACHINE.read_text(encoding="utf-8"))
         per_s = container.number("requests_per_s", REQUESTS_PER_S)
         place = Place(app, surface, build_s, per_s, jobs_of(machine))
-        seed = int(container.number("seed", 0))
-        content = _content(log, place, running, answers, seed)
+        content = _content(log, place, running, asked, training.seed)
     for target in (container.output_data, container.model):
         write_json(target / "comparison.json", finite(content))
 
@@ -153,48 +146,23 @@ def _refuse_absent(stacks: Sequence[Stack], present: Funnel, folder: Path) -> No
             raise InvalidInput(f"sources.{name}", why or "no model", "give it data that it can learn from")
 
 
-def _ranker(container: Container, log: Log, past: Sequence[Funnel], present: Funnel, folder: Path) -> Ranker:
-    """One ranker for all; fused ranks where there is too little to learn from."""
-    progress = Progress("compare: ranker")
-    seed, most = int(container.number("seed", 0)), int(container.number("most_rows", MOST_ROWS))
-    shared = {name: source for name, source in present.sources.items() if name in SHARED}
-    spec = VectorSpec.over(shared, past[0].items, log.declared.trained_on, past[0].statistics)
-    drawn = np.random.default_rng(seed)
-    held = [cases(log.data.log, back).shuffled(drawn) for back in range(1, log.data.labels + 1)]
-    groups = [replay(held, one, spec, most_rows=most // len(past), seed=seed) for one in past]
-    progress.say(f"{[len(one.lengths) for one in groups]} groups of {groups[0].asked:,} requests each")
-    budget_s = container.number("budget_s", BUDGET_S)
-    trained = fit(Groups.joined(groups), spec, seed, progress, budget_s=budget_s)
-    if not trained.text:
-        return FusionRanker(present.items)
-    (folder / RANKER_FILE).write_text(trained.text, encoding="utf-8")
-    scorer = load_scorer(folder / RANKER_FILE)
-    fingerprint = spec.fingerprint()
-    return EmbeddedRanker(present.items, present.statistics, shared, scorer, spec, fingerprint=fingerprint)
-
-
 def _content(
-    log: Log, place: Place, running: Sequence[Running], answers: Sequence[Answers], seed: int
+    log: Log, place: Place, running: Sequence[Running], asked: Sequence[Sequence[Answers]], seed: int
 ) -> dict[str, Any]:
-    parts = [_part(log, place, *one, seed) for one in zip(running, answers, strict=True)]
-    drawn = np.random.default_rng(seed)
-    stages = [one.stages(place.surface.rank_at_most, place.surface.limit) for one in answers]
-    changes = funnel.changes(stages[0], stages[1], drawn)
-    finding = funnel.detect(changes)
-    backwards = funnel.detect(funnel.reverse(changes))
-    decisive = answers[0].decisive(), answers[1].decisive()
-    low, high = interval(decisive[1] - decisive[0], drawn)
-    decided = funnel.StageChange("difference", mean(decisive[0]), mean(decisive[1]), low, high, len(log.held))
+    names = [one.stack.name for one in running]
+    same, own = zip(*asked, strict=True)
+    parts = [_part(log, place, *one, seed) for one in zip(running, same, own, strict=True)]
+    stages = [one.stages(place.surface.rank_at_most, place.surface.limit) for one in same]
+    decision = Decision.of(same, own, np.random.default_rng(seed))
     terms = [
         _terms(one.stack, part, mean(values["retrieved"]))
         for one, part, values in zip(running, parts, stages, strict=True)
     ]
-    names = [one.stack.name for one in running]
     return {
         "app": place.app.name,
         "surface": place.surface.name,
         "protocol": PROTOCOL,
-        "simulated": log.truth is not None,
+        "simulated": decision.simulated,
         "users": len(log.held),
         "excluded": dict(log.held.excluded),
         "requests_per_s": place.requests_per_s,
@@ -204,20 +172,27 @@ def _content(
             for name, group in log.groups.items()
         },
         "stacks": dict(zip(names, parts, strict=True)),
-        "difference": {"of": "margin" if log.truth else "ndcg_at_10", **asdict(decided)},
-        "funnel": {
-            "stages": [asdict(one) for one in changes],
-            f"{names[0]} -> {names[1]}": asdict(finding),
-            f"{names[1]} -> {names[0]}": asdict(backwards),
-        },
-        "verdict": verdict(decided, terms[0], terms[1], simulated=log.truth is not None),
-        "would_change": would_change(
-            decided, terms[0], terms[1], decisive, log.groups, simulated=log.truth is not None
-        ),
+        "difference": {"of": "margin" if decision.simulated else "ndcg_at_10", **asdict(decision.same)},
+        "difference_with_own_scores": asdict(decision.own),
+        "funnel": _funnel(stages, names, seed),
+        "verdict": verdict(decision, *terms),
+        "would_change": would_change(decision, *terms, log.groups),
     }
 
 
-def _part(log: Log, place: Place, running: Running, answers: Answers, seed: int) -> dict[str, Any]:
+def _funnel(stages: Sequence[Mapping[str, Values]], names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Every stage's change, and what the detector finds on the way from either stack to the other."""
+    changes = funnel.changes(stages[0], stages[1], np.random.default_rng(seed))
+    return {
+        "stages": [asdict(one) for one in changes],
+        f"{names[0]} -> {names[1]}": asdict(funnel.detect(changes)),
+        f"{names[1]} -> {names[0]}": asdict(funnel.detect(funnel.reverse(changes))),
+    }
+
+
+def _part(
+    log: Log, place: Place, running: Running, answers: Answers, own: Answers, seed: int
+) -> dict[str, Any]:
     stack, app = running.stack, place.app
     whole, search = running.times_ms(log.held)
     placing, unplaced = running.placing(log.data.texts)
@@ -240,6 +215,10 @@ def _part(log: Log, place: Place, running: Running, answers: Answers, seed: int)
         "ndcg_at_10": gain_of(answers.ranked, log.groups),
         "ndcg_at_10_interval": [low, high],
         "business_per_1000": business_of(answers.worth, np.random.default_rng(seed)),
+        "with_own_scores": {
+            "ndcg_at_10": gain_of(own.ranked, log.groups),
+            "business_per_1000": business_of(own.worth, np.random.default_rng(seed)),
+        },
         "retrieval_ms": {"p50": _quantile(whole, 0.5), "p99": _quantile(whole, 0.99)},
         "time_allowed_ms": min(one.share for one in stack.quotas if one.name in stack.own)
         * place.surface.deadline_ms,

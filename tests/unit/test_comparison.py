@@ -1,4 +1,4 @@
-"""Two stacks over the same requests: groups, numbers, and a verdict with what would change it."""
+"""Two stacks over the same requests: groups, their numbers, what is held and what it costs."""
 
 from __future__ import annotations
 
@@ -11,28 +11,17 @@ from narrows.capacity import PRICES, Load, cost_per_million
 from narrows.evaluation.comparison import (
     Answers,
     Group,
-    Terms,
     business_of,
     gain_of,
     groups_of,
     held_bytes,
     recall_of,
-    verdict,
-    would_change,
 )
-from narrows.evaluation.funnel import StageChange
 from narrows.evaluation.leave_one_out import cases
 from narrows.interactions import interactions_of
 from narrows.simulator import Worth
 
 DAY_S = 86_400.0
-BEFORE = Terms("counted", 0.4, 2.0, 70.0, 86_400.0, 0.02)
-AFTER = Terms("learned", 0.5, 1.0, 78.0, 20.0, 0.05)
-
-
-def decided(low: float, high: float, requests: int = 1000) -> StageChange:
-    """A baseline of 1 and a variant in the middle of the interval."""
-    return StageChange("difference", 1.0, 1.0 + (low + high) / 2, low, high, requests)
 
 
 def test_requests_are_told_apart_by_item_and_visitor() -> None:
@@ -113,59 +102,6 @@ def test_held_bytes_count_each_buffer_once() -> None:
     assert held_bytes(held) == 4000 + 24 + 2
     assert held_bytes(held, held) == held_bytes(held)
     assert held_bytes() == 0
-
-
-def test_the_verdict_names_the_better_one_or_none() -> None:
-    """With the numbers that decided; the cheaper one where they do not."""
-    assert verdict(decided(0.1, 0.3), BEFORE, AFTER, simulated=True).startswith("learned is better: margin")
-    counted = verdict(decided(-0.3, -0.1), BEFORE, AFTER, simulated=False)
-    assert counted.startswith("counted is better: NDCG@10 behind the same ranker: counted 1.0000")
-    assert counted.endswith(
-        "For learned speaks recall (0.5000 against 0.4000), new items (20 s against 86,400 s)."
-    )
-    better = Terms("better", 0.6, 1.0, 78.0, 20.9, 0.01)
-    assert "speaks" not in verdict(decided(0.1, 0.3), AFTER, better, simulated=True)
-    undecided = verdict(decided(-0.1, 0.2), BEFORE, AFTER, simulated=True)
-    assert undecided.startswith("Neither is better by what 1,000 visitors show")
-    assert undecided.endswith("counted costs $0.03 less a million requests.")
-    nothing = StageChange("difference", *[float("nan")] * 4, 0)
-    assert verdict(nothing, BEFORE, AFTER, simulated=True).startswith("No verdict")
-
-
-def test_what_would_change_it_is_computed() -> None:
-    """A group of the other sign turns it at a share of requests; price, novelty and time have thresholds."""
-    few = np.zeros(1000, bool)
-    few[:100] = True
-    values = np.zeros(1000), np.where(few, -0.3, 0.1)  # even where one request in four is of the group
-    said = would_change(
-        decided(0.05, 0.08), BEFORE, AFTER, values, {"anonymous": Group(few, "")}, simulated=True
-    )
-    text = "\n".join(said)
-    assert "anonymous: 10% of requests today; above 25%, counted, which is better there, is ahead" in text
-    assert "learned costs $0.03 more a million requests than counted" in text
-    assert "brings $3e-08 more, and these bring $0.06 more" in text
-    assert "less than 86,400 s cannot have counted alone; learned needs 20 s" in text
-    assert "counted retrieves in 2.00 ms (p99) of 70 ms allowed; 35.0 times" in text
-    assert "more visitors" not in text
-
-
-def test_a_group_that_leads_today_is_told_from_below() -> None:
-    """Where the group carries the lead, fewer of it lose it; a small group says nothing."""
-    most = np.ones(1000, bool)
-    most[:200] = False
-    values = np.zeros(1000), np.where(most, 0.1, -0.1)
-    groups = {"head": Group(most, ""), "new_items": Group(np.arange(1000) < 10, "")}
-    text = "\n".join(would_change(decided(0.05, 0.07), BEFORE, AFTER, values, groups, simulated=False))
-    assert "head: 80% of requests today; below 50%, learned, which is better there, is behind" in text
-    assert "new_items" not in text
-    assert "these bring" not in text
-
-
-def test_an_undecided_comparison_says_how_many_visitors_it_takes() -> None:
-    """An interval three times as wide as the difference takes nine times the visitors."""
-    values = np.zeros(1000), np.full(1000, 0.1)
-    said = would_change(decided(-0.2, 0.4), BEFORE, AFTER, values, {}, simulated=True)
-    assert said[0].startswith("more visitors: about 9,000 would")
 
 
 def test_cost_adds_up_by_hand() -> None:

@@ -50,6 +50,8 @@ def test_both_stacks_have_every_number(compared: tuple[Path, dict[str, Any]]) ->
         )
         for value in part["business_per_1000"].values():
             assert 0.0 < value["low"] <= value["mean"] <= value["high"]
+        assert part["with_own_scores"]["ndcg_at_10"]["overall"] > 0.0
+        assert part["with_own_scores"]["business_per_1000"]["margin"]["mean"] > 0.0
         assert 0.0 < part["retrieval_ms"]["p50"] <= part["retrieval_ms"]["p99"]
         assert min(part["build_s"].values()) >= 0.0
         assert part["memory_bytes"] > 10_000
@@ -77,6 +79,7 @@ def test_the_verdict_follows_from_the_difference(compared: tuple[Path, dict[str,
     better = STACKS[1] if difference["low"] > 0 else STACKS[0] if difference["high"] < 0 else "Neither"
     assert verdict.startswith(f"{better} is better")
     assert difference["of"] == "margin"
+    assert report["would_change"][0].startswith("the ranker: ")
     assert any(one.startswith("price: ") for one in report["would_change"])
     assert [one["stage"] for one in report["funnel"]["stages"]] == list(STAGES)
     there, back = (report["funnel"][f"{one} -> {other}"] for one, other in (STACKS, STACKS[::-1]))
