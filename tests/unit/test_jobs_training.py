@@ -293,7 +293,6 @@ def test_a_thinned_group_keeps_its_label_and_a_judging_one_everything(
     assert {row.tobytes() for row in thin.features} <= {row.tobytes() for row in whole.features}
 
 
-@pytest.mark.filterwarnings("ignore:os.fork")
 def test_how_many_cores_share_the_work_changes_nothing(
     trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,8 +10,6 @@ import pytest
 
 from sagemaker_jobs.workers import FEWEST, WorkerFailed, in_parts
 
-pytestmark = pytest.mark.filterwarnings("ignore:os.fork")  # jax is here where another test has loaded it
-
 
 @pytest.fixture(autouse=True)
 def _without_jax(monkeypatch: pytest.MonkeyPatch) -> None:
