@@ -6,7 +6,7 @@ its reason stands under the same name in `undefined`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -95,6 +95,17 @@ class Answers:
         return self.worth.margin if self.worth else gain_at(self.ranked, 10)
 
 
+def gain_of(trials: Sequence[Answers], groups: Mapping[str, Group]) -> dict[str, float]:
+    """NDCG@10 of each group behind the ranker of each trial, the mean of them; nan of nobody."""
+    gains = mean_gain(trials)
+    return {name: mean(gains[group.chosen]) for name, group in groups.items()}
+
+
+def mean_gain(trials: Sequence[Answers]) -> Values:
+    """float64[n]: the gain at 10 of each request, the mean over the trials."""
+    return np.asarray(np.mean([gain_at(one.ranked, 10) for one in trials], axis=0), np.float64)
+
+
 def recall_of(ranks: Ranks, groups: Mapping[str, Group]) -> dict[str, dict[str, float]]:
     """The share of each group's requests whose item is among the first k, by group and k; nan of nobody."""
     return {
@@ -103,17 +114,13 @@ def recall_of(ranks: Ranks, groups: Mapping[str, Group]) -> dict[str, dict[str, 
     }
 
 
-def gain_of(ranks: Ranks, groups: Mapping[str, Group]) -> dict[str, float]:
-    """NDCG@10 of each group; nan of nobody."""
-    return {name: mean(gain_at(ranks[group.chosen], 10)) for name, group in groups.items()}
-
-
-def business_of(worth: Worth | None, generator: np.random.Generator) -> dict[str, dict[str, float]]:
-    """Mean and 95% interval of what a thousand slates bring; nan where nobody knows."""
-    nothing = np.empty(0)
+def business_of(trials: Sequence[Answers], generator: np.random.Generator) -> dict[str, dict[str, float]]:
+    """Mean and 95% interval over visitors of what a thousand slates bring; nan where nobody knows."""
+    known = [one.worth for one in trials if one.worth]
     found = {}
     for name in (one.name for one in fields(Worth)):
-        values = getattr(worth, name) * A_THOUSAND if worth else nothing
+        each = [getattr(worth, name) for worth in known]
+        values = np.mean(each, axis=0) * A_THOUSAND if each else np.empty(0)
         low, high = interval(values, generator)
         found[name] = {"mean": mean(values), "low": low, "high": high}
     return found

@@ -113,6 +113,24 @@ def reverse(found: Sequence[StageChange]) -> tuple[StageChange, ...]:
     )
 
 
+def widest(trials: Sequence[Sequence[StageChange]]) -> tuple[StageChange, ...]:
+    """One change for each stage of several trials over the same requests, such as trainings with other seeds.
+
+    Means are those of all trials, and an interval holds that of every trial, so that no chance of a training
+    passes for a rise or a fall.
+    """
+    return tuple(
+        replace(
+            stage[0],
+            baseline=float(np.mean([one.baseline for one in stage])),
+            variant=float(np.mean([one.variant for one in stage])),
+            low=min(one.low for one in stage),
+            high=max(one.high for one in stage),
+        )
+        for stage in zip(*trials, strict=True)
+    )
+
+
 def detect(found: Sequence[StageChange]) -> Finding:
     """Flag retrieval recall that rose while conversions or margin fell, with the stage that loses them.
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from narrows.evaluation.comparison import Answers, Group
-from narrows.evaluation.funnel import StageChange
+from narrows.evaluation.funnel import StageChange, widest
 from narrows.evaluation.metrics import Values, interval, mean
 
+Trials = Sequence[Answers]
+"""One stack's answers to the same requests, behind one ranker after the other."""
 FEWEST_OF_A_GROUP = 30
 """Fewer requests of a group say nothing about what would turn the verdict."""
 SOONER_S = 1.0
@@ -46,11 +48,13 @@ class Decision:
     simulated: bool
 
     @staticmethod
-    def of(same: Sequence[Answers], own: Sequence[Answers], generator: np.random.Generator) -> Decision:
-        """Of the baseline's and the variant's answers to the same requests."""
-        before, after = (one.decisive() for one in same)
-        simulated = same[0].worth is not None
-        return Decision(_change(same, generator), _change(own, generator), after - before, simulated)
+    def of(same: Sequence[Trials], own: Sequence[Trials], generator: np.random.Generator) -> Decision:
+        """Of the baseline's and the variant's answers to the same requests, trial by trial."""
+        gained = np.mean(
+            [after.decisive() - before.decisive() for before, after in zip(*same, strict=True)], 0
+        )
+        simulated = same[0][0].worth is not None
+        return Decision(_change(same, generator), _change(own, generator), gained, simulated)
 
     @property
     def what(self) -> str:
@@ -58,10 +62,13 @@ class Decision:
         return "margin of a slate, by the market's truth" if self.simulated else "NDCG@10"
 
 
-def _change(answers: Sequence[Answers], generator: np.random.Generator) -> StageChange:
-    before, after = (one.decisive() for one in answers)
-    low, high = interval(after - before, generator)
-    return StageChange("difference", mean(before), mean(after), low, high, len(before))
+def _change(sides: Sequence[Trials], generator: np.random.Generator) -> StageChange:
+    found = []
+    for one, other in zip(*sides, strict=True):
+        before, after = one.decisive(), other.decisive()
+        low, high = interval(after - before, generator)
+        found.append([StageChange("difference", mean(before), mean(after), low, high, len(before))])
+    return widest(found)[0]
 
 
 def verdict(decision: Decision, baseline: Terms, variant: Terms) -> str:

@@ -26,17 +26,17 @@ from narrows.evaluation import funnel
 from narrows.evaluation.comparison import (
     NO_CREATION,
     NO_TRUTH,
-    Answers,
     Group,
     business_of,
     gain_of,
     groups_of,
+    mean_gain,
     recall_of,
 )
 from narrows.evaluation.leave_one_out import PROTOCOL, Cases, cases
-from narrows.evaluation.metrics import Values, finite, gain_at, interval, mean
+from narrows.evaluation.metrics import Values, finite, interval, mean
 from narrows.evaluation.stacks import Stack, jobs_of, needed_jobs, runs_a_month, stacks_of, staleness
-from narrows.evaluation.verdict import Decision, Terms, verdict, would_change
+from narrows.evaluation.verdict import Decision, Terms, Trials, verdict, would_change
 from narrows.features.vectors import VectorSpec
 from narrows.market_tables import MarketPlan
 from narrows.settings import App, Surface
@@ -101,10 +101,13 @@ def compare(container: Container) -> None:
         rankers = train_rankers(log.data, stacks, past, present, training, folder / "rankers")
         running = [Running.of(stack, present, folder / "indexes" / stack.name) for stack in stacks]
         asked = [
-            [one.answers(log.held, ranker, surface, log.truth) for ranker in (rankers.same, own)]
+            [
+                [one.answers(log.held, ranker, surface, log.truth) for ranker in trials]
+                for trials in (rankers.same, own)
+            ]
             for one, own in zip(running, rankers.own, strict=True)
         ]
-        progress.say(f"NDCG@10: {[[mean(gain_at(one.ranked, 10)) for one in pair] for pair in asked]}")
+        progress.say(f"NDCG@10: {[[mean(mean_gain(trials)) for trials in kinds] for kinds in asked]}")
         machine = json.loads(MACHINE.read_text(encoding="utf-8"))
         per_s = container.number("requests_per_s", REQUESTS_PER_S)
         place = Place(app, surface, build_s, per_s, jobs_of(machine))
@@ -147,15 +150,16 @@ def _refuse_absent(stacks: Sequence[Stack], present: Funnel, folder: Path) -> No
 
 
 def _content(
-    log: Log, place: Place, running: Sequence[Running], asked: Sequence[Sequence[Answers]], seed: int
+    log: Log, place: Place, running: Sequence[Running], asked: Sequence[Sequence[Trials]], seed: int
 ) -> dict[str, Any]:
     names = [one.stack.name for one in running]
     same, own = zip(*asked, strict=True)
     parts = [_part(log, place, *one, seed) for one in zip(running, same, own, strict=True)]
-    stages = [one.stages(place.surface.rank_at_most, place.surface.limit) for one in same]
+    at = place.surface.rank_at_most, place.surface.limit
+    stages = [[one.stages(*at) for one in trials] for trials in same]
     decision = Decision.of(same, own, np.random.default_rng(seed))
     terms = [
-        _terms(one.stack, part, mean(values["retrieved"]))
+        _terms(one.stack, part, mean(values[0]["retrieved"]))
         for one, part, values in zip(running, parts, stages, strict=True)
     ]
     return {
@@ -180,9 +184,12 @@ def _content(
     }
 
 
-def _funnel(stages: Sequence[Mapping[str, Values]], names: Sequence[str], seed: int) -> dict[str, Any]:
+def _funnel(
+    stages: Sequence[Sequence[Mapping[str, Values]]], names: Sequence[str], seed: int
+) -> dict[str, Any]:
     """Every stage's change, and what the detector finds on the way from either stack to the other."""
-    changes = funnel.changes(stages[0], stages[1], np.random.default_rng(seed))
+    trials = zip(*stages, strict=True)
+    changes = funnel.widest([funnel.changes(*pair, np.random.default_rng(seed)) for pair in trials])
     return {
         "stages": [asdict(one) for one in changes],
         f"{names[0]} -> {names[1]}": asdict(funnel.detect(changes)),
@@ -190,9 +197,7 @@ def _funnel(stages: Sequence[Mapping[str, Values]], names: Sequence[str], seed: 
     }
 
 
-def _part(
-    log: Log, place: Place, running: Running, answers: Answers, own: Answers, seed: int
-) -> dict[str, Any]:
+def _part(log: Log, place: Place, running: Running, same: Trials, own: Trials, seed: int) -> dict[str, Any]:
     stack, app = running.stack, place.app
     whole, search = running.times_ms(log.held)
     placing, unplaced = running.placing(log.data.texts)
@@ -205,19 +210,19 @@ def _part(
         training_s=sum(runs_a_month(app, job) * place.build_s[job] for job in stack.jobs),
         requests_per_s=place.requests_per_s,
     )
-    low, high = interval(gain_at(answers.ranked, 10), np.random.default_rng(seed))
+    low, high = interval(mean_gain(same), np.random.default_rng(seed))
     spec = VectorSpec.over(
         running.funnel.sources, log.data.items, log.declared.trained_on, running.funnel.statistics
     )
     return {
         "sources": {quota.name: quota.quota for quota in stack.quotas},
-        "recall": recall_of(answers.retrieved, log.groups),
-        "ndcg_at_10": gain_of(answers.ranked, log.groups),
+        "recall": recall_of(same[0].retrieved, log.groups),
+        "ndcg_at_10": gain_of(same, log.groups),
         "ndcg_at_10_interval": [low, high],
-        "business_per_1000": business_of(answers.worth, np.random.default_rng(seed)),
+        "business_per_1000": business_of(same, np.random.default_rng(seed)),
         "with_own_scores": {
-            "ndcg_at_10": gain_of(own.ranked, log.groups),
-            "business_per_1000": business_of(own.worth, np.random.default_rng(seed)),
+            "ndcg_at_10": gain_of(own, log.groups),
+            "business_per_1000": business_of(own, np.random.default_rng(seed)),
         },
         "retrieval_ms": {"p50": _quantile(whole, 0.5), "p99": _quantile(whole, 0.99)},
         "time_allowed_ms": min(one.share for one in stack.quotas if one.name in stack.own)

@@ -27,6 +27,9 @@ from sagemaker_jobs.replay import Funnel, Groups, replay
 from sagemaker_jobs.train_ranker.lambdamart import fit
 from sagemaker_jobs.training_set import TrainingSet
 
+TRIALS = 2
+"""Trainings of each ranker, with seeds of their own: what differs between them is chance."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -39,10 +42,10 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Rankers:
-    """The one behind both stacks, and each stack's own in the stacks' order."""
+    """Those behind both stacks, one of each trial, and each stack's own in the stacks' order."""
 
-    same: Ranker
-    own: tuple[Ranker, ...]
+    same: tuple[Ranker, ...]
+    own: tuple[tuple[Ranker, ...], ...]
 
 
 def train_rankers(
@@ -75,9 +78,12 @@ def train_rankers(
     progress.say(f"{[len(one.lengths) for one in groups]} groups of {groups[0].asked:,} requests each")
     both = Groups.joined([_columns(one, spec, same) for one, spec in zip(groups, specs, strict=True)])
 
-    def fitted(learned: Groups, spec: VectorSpec, name: str, budget_s: float) -> Ranker:
-        trained = fit(learned, spec, training.seed, progress, budget_s=budget_s)
-        return _ranker(trained.text, spec, present, folder / name)
+    def fitted(learned: Groups, spec: VectorSpec, name: str, budget_s: float) -> tuple[Ranker, ...]:
+        found = []
+        for trial in range(TRIALS):
+            trained = fit(learned, spec, training.seed + trial, progress, budget_s=budget_s / TRIALS)
+            found.append(_ranker(trained.text, spec, present, folder / f"{name}-{trial}"))
+        return tuple(found)
 
     return Rankers(
         fitted(both, same, "same", training.budget_s),

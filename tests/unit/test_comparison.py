@@ -52,16 +52,19 @@ def test_recall_and_gain_by_group() -> None:
         {"recall_at_10": 1 / 3, "recall_at_100": 2 / 3, "recall_at_300": 2 / 3}
     )
     assert all(np.isnan(value) for value in recall["none"].values())
-    assert gain_of(ranks, groups)["all"] == pytest.approx(1 / 3)
+    trials = [Answers(ranks, one, ranks, None) for one in (ranks, np.full(3, -1))]
+    assert gain_of(trials, groups)["all"] == pytest.approx(1 / 6)
+    assert np.isnan(gain_of(trials, groups)["none"])
 
 
 def test_business_is_for_a_thousand_slates_or_unknown() -> None:
     """With an interval that a constant does not widen; nan where nobody knows."""
-    worth = Worth(*(np.full(50, value) for value in (0.4, 0.1, 3.0, 1.0)))
-    found = business_of(worth, np.random.default_rng(0))
+    ranks = np.zeros(50, np.int64)
+    each = [Worth(*(np.full(50, value) for value in (0.4, 0.1, 3.0, margin))) for margin in (0.5, 1.5)]
+    found = business_of([Answers(ranks, ranks, ranks, one) for one in each], np.random.default_rng(0))
     assert found["margin"] == {"mean": 1000.0, "low": 1000.0, "high": 1000.0}
     assert found["clicks"]["mean"] == pytest.approx(400.0)
-    unknown = business_of(None, np.random.default_rng(0))
+    unknown = business_of([Answers(ranks, ranks, ranks, None)], np.random.default_rng(0))
     assert set(unknown) == {"clicks", "conversions", "revenue", "margin"}
     assert all(np.isnan(value) for part in unknown.values() for value in part.values())
 

@@ -114,16 +114,28 @@ def test_an_undecided_comparison_says_how_many_visitors_it_takes() -> None:
     assert said[1].startswith("more visitors: about 9,000 would")
 
 
+def test_the_chance_of_a_training_is_no_difference() -> None:
+    """Two trials that come to opposite ends leave an interval that holds both."""
+    ranks = np.zeros(50, np.int64)
+    worth = [Worth(*(np.full(50, value) for _ in range(4))) for value in (1.0, 1.5)]
+    one, other = (Answers(ranks, ranks, ranks, each) for each in worth)
+    found = Decision.of([[one, other], [other, one]], [[one, one], [other, other]], np.random.default_rng(0))
+    assert (found.same.low, found.same.high, found.same.baseline) == (-0.5, 0.5, 1.25)
+    assert (found.own.low, found.own.high) == (0.5, 0.5)
+    assert not found.gained.any()
+    assert verdict(found, BEFORE, AFTER).startswith("Neither is better")
+
+
 def test_margin_decides_where_it_is_known() -> None:
     """Else the gain of the ranked order does; requests are paired."""
     ranks = np.zeros(50, np.int64)
     poor, rich = (Worth(*(np.full(50, value) for _ in range(4))) for value in (1.0, 1.5))
-    known = [Answers(ranks, ranks, ranks, worth) for worth in (poor, rich)]
+    known = [[Answers(ranks, ranks, ranks, worth)] for worth in (poor, rich)]
     found = Decision.of(known, known[::-1], np.random.default_rng(0))
     assert (found.same.baseline, found.same.variant, found.same.low) == (1.0, 1.5, 0.5)
     assert (found.own.low, found.simulated) == (-0.5, True)
     assert found.gained == pytest.approx(np.full(50, 0.5))
-    blind = [Answers(one, one, one, None) for one in (ranks + 1, ranks)]
+    blind = [[Answers(one, one, one, None)] for one in (ranks + 1, ranks)]
     unknown = Decision.of(blind, blind, np.random.default_rng(0))
     assert unknown.same.variant == 1.0
     assert unknown.what == "NDCG@10"
