@@ -158,25 +158,27 @@ def _await(future: Future[_Answer], until: float, clock: Callable[[], float]) ->
 def merge(answers: Sequence[tuple[str, Retrieved | None]], *, exclude: Rows = NO_ROWS) -> Candidates:
     """One line per distinct row, in order of row; a source without an answer keeps its empty column."""
     names = tuple(name for name, _ in answers)
-    found = [_distinct(retrieved) for _, retrieved in answers]
-    everything = np.concatenate([NO_ROWS, *(one.rows for one in found)])
-    rows = np.setdiff1d(everything, np.append(exclude, np.int32(-1))).astype(np.int32)
-    ranks = np.full((len(rows), len(names)), -1, np.int32)
-    scores = np.full((len(rows), len(names)), np.nan, np.float32)
-    for column, one in enumerate(found):
-        at = np.searchsorted(rows, one.rows)
-        kept = np.flatnonzero(np.isin(one.rows, rows, assume_unique=True))
-        ranks[at[kept], column] = kept
-        scores[at[kept], column] = one.scores[kept]
-    return Candidates(rows, names, ranks, scores)
+    found = [retrieved or Retrieved(NO_ROWS, NO_WEIGHTS) for _, retrieved in answers]
+    offered = np.concatenate([NO_ROWS, *(one.rows for one in found)])
+    order = np.argsort(offered, kind="stable")
+    rows, columns = offered[order], np.repeat(np.arange(len(found)), [len(one.rows) for one in found])[order]
+    again = rows[1:] == rows[:-1]
+    if (again & (columns[1:] == columns[:-1])).any():
+        return merge(
+            [(name, _distinct(one)) for (name, _), one in zip(answers, found, strict=True)], exclude=exclude
+        )
+    kept = np.flatnonzero((rows >= 0) & ~np.isin(rows, exclude))
+    first = np.append(True, ~again)[: len(rows)][kept]
+    at, columns, order = np.cumsum(first) - 1, columns[kept], order[kept]
+    ranks = np.full((int(first.sum()), len(names)), -1, np.int32)
+    scores = np.full(ranks.shape, np.nan, np.float32)
+    ranks[at, columns] = np.concatenate([NO_ROWS, *(np.arange(len(one.rows)) for one in found)])[order]
+    scores[at, columns] = np.concatenate([NO_WEIGHTS, *(one.scores for one in found)])[order]
+    return Candidates(rows[kept][first].astype(np.int32), names, ranks, scores)
 
 
-def _distinct(retrieved: Retrieved | None) -> Retrieved:
-    if retrieved is None:
-        return Retrieved(NO_ROWS, NO_WEIGHTS)
+def _distinct(retrieved: Retrieved) -> Retrieved:
     _, first = np.unique(retrieved.rows, return_index=True)
-    if len(first) == len(retrieved.rows):
-        return retrieved
     first.sort()
     return Retrieved(retrieved.rows[first], retrieved.scores[first])
 

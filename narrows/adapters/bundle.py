@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from narrows.adapters.lightgbm import load_scorer
-from narrows.adapters.placing import TEXT_ENCODER, Placing, with_newest
+from narrows.adapters.placing import TEXT_ENCODER, with_newest
 from narrows.adapters.text_encoders import text_encoder
 from narrows.errors import BundleError, NarrowsError, SnapshotError
 from narrows.features import statistics
@@ -34,6 +34,8 @@ RANKER_FILE = "ranker.txt"
 SEGMENTS_FILE = "segments.json"
 ABSENT = "absent"
 TWO_TOWER = "two_tower"
+INDEX = "about.json"
+"""Of an index beside a source, the file that names it; see `bundled_indexes`."""
 
 Loaded = TypeVar("Loaded")
 
@@ -152,6 +154,17 @@ class _Bundle:
             return None
         return self.attempt(file, lambda: load(self._checked(file)))
 
+    def index(self, name: str, rows: Rows) -> VectorIndex | None:
+        """The index beside a source, bound to these rows; None, and a problem, where it cannot be used."""
+        from narrows.adapters.bundled_indexes import bound_index, index_files  # small apps need no faiss
+
+        def load() -> VectorIndex:
+            for file in index_files(name):
+                self._checked(file)
+            return bound_index(self._directory, name, rows)
+
+        return self.attempt(f"{name}.{INDEX}", load)
+
     def _checked(self, file: str) -> Path:
         path = self._directory / file
         if self._verify and self.manifest is not None:
@@ -180,20 +193,32 @@ def _sources(app: App, snapshot: ItemSnapshot, bundle: _Bundle | None) -> dict[s
     for name, module in SOURCES.items() if bundle else ():
         if bundle is None or not (name in asked or bundle.holds(module.FILE)):
             continue
-        source = bundle.load(module.FILE, partial(_bound, module.load, snapshot, reading))
+        source = bundle.load(module.FILE, partial(_bound, module.load, snapshot, reading, bundle, name))
         if source is not None:
             sources[name] = source
     return sources
 
 
 def _bound(
-    load: Callable[[Path], Any], snapshot: ItemSnapshot, reading: TextEncoder | None, path: Path
+    load: Callable[[Path], Any],
+    snapshot: ItemSnapshot,
+    reading: TextEncoder | None,
+    bundle: _Bundle,
+    name: str,
+    path: Path,
 ) -> Any:
-    """What a file holds over the snapshot's rows; with lines for later ones where it can make use of them."""
+    """What a file holds over the snapshot's rows; with lines for later ones where it can make use of them.
+
+    Where an index lies beside it, searches go through that; a damaged one is named, and all is compared.
+    """
     model = load(path)
-    model = model.reading(reading) if hasattr(model, "reading") else model
-    source = model.bind(snapshot.rows, snapshot.size)
-    return model.bind(snapshot.rows, snapshot.capacity) if isinstance(source, Placing) else source
+    places = hasattr(model, "reading")
+    model = model.reading(reading) if places else model
+    source = model.bind(snapshot.rows, snapshot.capacity if places else snapshot.size)
+    if not bundle.holds(f"{name}.{INDEX}"):
+        return source
+    index = bundle.index(name, snapshot.rows(model.item_ids.tolist()))
+    return source if index is None else source.searching(index)
 
 
 def _ranker(
@@ -204,7 +229,9 @@ def _ranker(
     library: Path | None,
 ) -> Ranker | None:
     manifest = bundle.manifest
-    table = bundle.load(statistics.FILE, partial(_bound, statistics.load, snapshot, None))
+    table = bundle.load(
+        statistics.FILE, lambda path: statistics.load(path).bind(snapshot.rows, snapshot.size)
+    )
     scorer = bundle.load(RANKER_FILE, lambda path: load_scorer(path, library=library))
     if manifest is None or table is None or scorer is None:
         return None

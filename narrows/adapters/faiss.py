@@ -41,6 +41,7 @@ REBUILT_AT = 2.0
 ROWS_A_LIST = 500
 TRAINED_ON = 64
 QUERIES = 400
+FEWEST_QUESTIONS = 50
 DEEP_QUERIES = 40
 RECALL = 0.98
 DEPTHS = (10, 100, 1_000, 10_000)
@@ -124,7 +125,8 @@ class FaissVectorIndex:
     """A search reads one state that nobody changes, and needs no lock; a change puts another there.
 
     Changes can be found at once. When the fresh part is full, the change that fills it moves it to the
-    lists, which copies them; when they have doubled, they are made anew.
+    lists, which copies them; when they have doubled, they are made anew. How deep a search goes is measured
+    by `questions` float32[n, d] like those to come, where there are enough, else by vectors of its own.
     """
 
     version: str
@@ -133,6 +135,7 @@ class FaissVectorIndex:
     exact_below: int = EXACT_BELOW
     fresh_at_most: int = FRESH_AT_MOST
     recall: float = RECALL
+    questions: Floats | None = field(default=None, repr=False)
     _state: _State = field(init=False)
     _lock: Any = field(default_factory=threading.Lock)
 
@@ -175,8 +178,24 @@ class FaissVectorIndex:
             found = np.hstack([found[0], of_lists[0]]), np.hstack([found[1], of_lists[1]])
         return _ordered(*found, k)
 
-    def save(self, folder: Path) -> None:
-        """Write what a later process can `load` instead of building; the folder is made."""
+    def renumbered(self, rows: Rows) -> FaissVectorIndex:
+        """The same vectors under other rows: what lies at row `i` comes to lie at `rows[i]`, -1 for nowhere.
+
+        It takes the place of this one, which shares its lists.
+        """
+        other = replace(self, _lock=threading.Lock())
+        fresh, lists = self._state.fresh, self._state.lists
+        other._state = _State(
+            replace(fresh, slots=fresh.slots.renumbered(rows)),
+            replace(lists, slots=lists.slots.renumbered(rows)) if lists else None,
+        )
+        return other
+
+    def save(self, folder: Path, prefix: str = "") -> None:
+        """Write what a later process can `load` instead of building; the folder is made.
+
+        The names of all files begin with the prefix.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         state = self._state
         arrays = {"fresh_vectors": state.fresh.vectors, **state.fresh.slots.arrays("fresh_")}
@@ -187,10 +206,10 @@ class FaissVectorIndex:
         if state.lists:
             arrays |= state.lists.slots.arrays("lists_")
             about |= {"built_with": state.lists.built_with, "probes": state.lists.probes}
-            faiss.write_index(state.lists.index, str(folder / INDEX_FILE))
-        with (folder / PARTS_FILE).open("wb") as file:
+            faiss.write_index(state.lists.index, str(folder / f"{prefix}{INDEX_FILE}"))
+        with (folder / f"{prefix}{PARTS_FILE}").open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        (folder / ABOUT_FILE).write_text(json.dumps(about))
+        (folder / f"{prefix}{ABOUT_FILE}").write_text(json.dumps(about))
 
     def _without(self, rows: Rows) -> _State:
         fresh, lists = self._state.fresh, self._state.lists
@@ -203,11 +222,11 @@ class FaissVectorIndex:
         if lists is None:
             if len(fresh.slots) < self.exact_below:
                 return _State(fresh)
-            return _State(self._nothing(), _built(fresh, self.recall))
+            return _State(self._nothing(), _built(fresh, self.recall, self.questions))
         if not len(fresh.slots):
             return _State(fresh, lists)
         if len(lists.slots) + len(fresh.slots) >= REBUILT_AT * lists.built_with:
-            return _State(self._nothing(), _built(_joined(lists, fresh), self.recall))
+            return _State(self._nothing(), _built(_joined(lists, fresh), self.recall, self.questions))
         index = faiss.clone_index(lists.index)
         index.add(fresh.vectors)
         return _State(self._nothing(), replace(lists, index=index, slots=lists.slots.joined(fresh.slots)))
@@ -216,18 +235,21 @@ class FaissVectorIndex:
         return _Exact(Slots.empty(), np.empty((0, self.dimension), np.float32))
 
 
-def load(folder: Path) -> FaissVectorIndex:
+def load(folder: Path, prefix: str = "") -> FaissVectorIndex:
     """The index that `save` wrote; BundleError names what cannot be read."""
     try:
-        about = json.loads((folder / ABOUT_FILE).read_text())
+        about = json.loads((folder / f"{prefix}{ABOUT_FILE}").read_text())
         probes, built_with = about.pop("probes", None), about.pop("built_with", 0)
         about["filters"] = tuple(about["filters"])
-        with (folder / PARTS_FILE).open("rb") as file, np.load(file, allow_pickle=False) as parts:
+        with (
+            (folder / f"{prefix}{PARTS_FILE}").open("rb") as file,
+            np.load(file, allow_pickle=False) as parts,
+        ):
             arrays = {name: parts[name] for name in parts.files}
         index = FaissVectorIndex(**about)
         lists = None
         if probes is not None:
-            read = faiss.read_index(str(folder / INDEX_FILE))
+            read = faiss.read_index(str(folder / f"{prefix}{INDEX_FILE}"))
             lists = _Lists(read, Slots.of(arrays, "lists_"), built_with, tuple(probes))
         index._state = _State(_Exact(Slots.of(arrays, "fresh_"), arrays["fresh_vectors"]), lists)
     except UNREADABLE as error:
@@ -253,7 +275,7 @@ def _joined(lists: _Lists, fresh: _Exact) -> _Exact:
     return _Exact(lists.slots.taken(kept).joined(fresh.slots), np.concatenate([vectors, fresh.vectors]))
 
 
-def _built(part: _Exact, recall: float) -> _Lists:
+def _built(part: _Exact, recall: float, questions: Floats | None) -> _Lists:
     """The lists over a part without dead slots, and how many of them a search has to visit."""
     vectors, count = part.vectors, len(part.vectors)
     lists = int(2 ** np.round(np.log2(max(count / ROWS_A_LIST, 16))))
@@ -269,7 +291,8 @@ def _built(part: _Exact, recall: float) -> _Lists:
     index.train(vectors[rng.choice(count, min(count, TRAINED_ON * lists), replace=False)])
     index.add(vectors)
     index.make_direct_map()
-    queries = vectors[rng.choice(count, min(count, QUERIES), replace=False)]
+    asked = vectors if questions is None or len(questions) < FEWEST_QUESTIONS else questions
+    queries = asked[rng.choice(len(asked), min(len(asked), QUERIES), replace=False)]
     return _Lists(index, part.slots, count, _calibrated(index, vectors, queries, recall))
 
 
@@ -280,12 +303,14 @@ def _calibrated(index: Any, vectors: Floats, queries: Floats, recall: float) -> 
     steps = np.arange(np.ceil(np.log(index.nlist) / np.log(STEP)))
     counts: list[int] = np.unique(np.append(STEP**steps, index.nlist).astype(int)).tolist()
 
+    chosen = {depth: queries if depth <= DEPTHS[-2] else queries[:DEEP_QUERIES] for depth in DEPTHS}
+    nearest = {len(one): exact.search(one, min(depth, len(vectors)))[1] for depth, one in chosen.items()}
+
     def fewest(depth: int) -> float:
-        chosen = queries if depth <= DEPTHS[-2] else queries[:DEEP_QUERIES]
-        _, truth = exact.search(chosen, min(depth, len(vectors)))
+        truth = nearest[len(chosen[depth])][:, :depth]
 
         def reached(probes: int) -> bool:
-            return _recall(index, chosen, truth, probes) >= recall
+            return _recall(index, chosen[depth], truth, probes) >= recall
 
         return float(counts[min(bisect_left(counts, True, key=reached), len(counts) - 1)])
 

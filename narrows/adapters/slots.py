@@ -156,6 +156,12 @@ class Slots:
         tags = {name: of(self, name).joined(of(other, name), len(self)) for name in names}
         return Slots(np.concatenate([self.rows, other.rows]), np.concatenate([self.alive, other.alive]), tags)
 
+    def renumbered(self, rows: Rows) -> Slots:
+        """The slots under other rows: those of row `i` hold `rows[i]`, and are dead where that is -1."""
+        held = (self.rows >= 0) & (self.rows < len(rows))
+        later = np.where(held, rows[np.where(held, self.rows, 0)] if len(rows) else -1, -1).astype(np.int32)
+        return Slots(later, self.alive & (later >= 0), self.tags)
+
     def without(self, rows: Rows) -> Slots:
         """With the slots of these rows dead; filters stay known, since only the living changed."""
         place = self._places()
@@ -172,7 +178,8 @@ class Slots:
         """int32[highest row + 1]: the last slot of each row, -1 for none; found once, since rows stay."""
         if not self._place:
             place = np.full(int(self.rows.max(initial=-1)) + 1, -1, np.int32)
-            place[self.rows] = np.arange(len(self.rows), dtype=np.int32)
+            there = np.flatnonzero(self.rows >= 0)
+            place[self.rows[there]] = there
             self._place.append(place)
         return self._place[0]
 

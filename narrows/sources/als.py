@@ -7,7 +7,7 @@ iALS on Item Recommendation Benchmarks" (2022), with nu = 1.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from narrows.interactions import Interactions
 from narrows.retrieval import Floats, Query, Retrieved, Rows
-from narrows.sources.rows import NOTHING, RowsOf, best, load_arrays, look_up, save_arrays, scatter
+from narrows.sources.rows import NOTHING, RowsOf, load_arrays, look_up, nearest, save_arrays, scatter
+from narrows.vector_index import VectorIndex
 
 FILE = "als.npz"
 SIGNALS = ("score", "last", "recent")
@@ -157,16 +158,20 @@ class AlsSource:
     shared: Floats
     others: int
     params: Params
+    index: VectorIndex | None = None
     name: str = "als"
     signal_names: tuple[str, ...] = SIGNALS
 
+    def searching(self, index: VectorIndex) -> AlsSource:
+        """The same over an index that holds its vectors."""
+        return replace(self, index=index)
+
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The rows with the highest inner products with the visitor's vector."""
-        visitor = self.fold_in(query)
+        visitor = self.visitor(query)
         if visitor is None:
             return NOTHING
-        scores = self.vectors @ visitor
-        return best(np.where(np.isnan(scores), -np.inf, scores).astype(np.float32), quota, query.exclude)
+        return nearest(self.vectors, visitor, quota, query.exclude, self.index)
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The inner products for given rows; nan for unknown rows and for a visitor without history."""
@@ -175,7 +180,7 @@ class AlsSource:
     def signals(self, query: Query, rows: Rows) -> Floats:
         """float32[n, 3]: the score, the cosine to the last item, the cosine to the mean of the last five."""
         out = np.full((len(rows), len(SIGNALS)), np.nan, np.float32)
-        visitor = self.fold_in(query)
+        visitor = self.visitor(query)
         if visitor is None:
             return out
         vectors = look_up(self.vectors, rows, np.nan)
@@ -188,7 +193,7 @@ class AlsSource:
         out[:, 2] = unit @ recent.mean(axis=0)
         return out
 
-    def fold_in(self, query: Query) -> Floats | None:
+    def visitor(self, query: Query) -> Floats | None:
         """The visitor's vector float32[d]; None where the model knows no item of the history."""
         items = np.concatenate([query.history, query.seeds])[-self.params.history :]
         ages = np.arange(len(items))[::-1]

@@ -93,7 +93,7 @@ class ContentSource:
 
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The rows that are written about most alike."""
-        taste = self._taste(query)
+        taste = self.visitor(query)
         if taste is None:
             return NOTHING
         return nearest(self.vectors, taste, quota, query.exclude, self.index)
@@ -105,14 +105,15 @@ class ContentSource:
     def signals(self, query: Query, rows: Rows) -> Floats:
         """float32[n, 2]: the score, and the cosine to the last item; nan where nothing is written."""
         out = np.full((len(rows), len(SIGNALS)), np.nan, np.float32)
-        taste = self._taste(query)
+        taste = self.visitor(query)
         if taste is not None:
             vectors = look_up(self.vectors, rows, np.nan)
             out[:, 0] = vectors @ taste
             out[:, 1] = vectors @ self._recent(query)[-1]
         return out
 
-    def _taste(self, query: Query) -> Floats | None:
+    def visitor(self, query: Query) -> Floats | None:
+        """The mean of the last items float32[c], of length one; None where nothing is written about them."""
         recent = self._recent(query)
         if not len(recent):
             return None

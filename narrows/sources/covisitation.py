@@ -15,6 +15,8 @@ from narrows.sources.rows import NOTHING, RowsOf, best, load_arrays, save_arrays
 
 FILE = "covisitation.npz"
 WORTH_LEVELS = 8
+SPARSE_ABOVE = 100_000
+"""Rows of a catalogue from which on a request does not touch a number for each of them."""
 SIGNALS = ("score", "last", "long", "best", "links")
 
 
@@ -192,9 +194,10 @@ class CovisitationSource:
         entries, which = self._entries(items)
         if not len(entries):
             return NOTHING
-        totals = np.bincount(
-            self.neighbours[entries], weights=self.strengths[entries] * weights[which], minlength=self.size
-        )
+        rows, worth = self.neighbours[entries], self.strengths[entries] * weights[which]
+        if self.size > SPARSE_ABOVE:
+            return _best_of(rows, worth, quota, query.exclude)
+        totals = np.bincount(rows, weights=worth, minlength=self.size)
         scores = np.where(totals > 0, totals, -np.inf).astype(np.float32)
         return best(scores, quota, query.exclude)
 
@@ -237,11 +240,30 @@ class CovisitationSource:
     def _links(self, items: Rows, rows: Rows) -> Floats:
         """float32[len(items), len(rows)]: the strength from each item to each row."""
         links = np.zeros((len(items), len(rows)), np.float32)
-        place = np.full(self.size + 1, -1, np.int64)
-        place[np.where((rows >= 0) & (rows < self.size), rows, self.size)] = np.arange(len(rows))
-        place[self.size] = -1
         entries, which = self._entries(items)
-        at = place[self.neighbours[entries]]
+        at = self._places(rows, self.neighbours[entries])
         found = at >= 0
         links[which[found], at[found]] = self.strengths[entries[found]]
         return links
+
+    def _places(self, rows: Rows, wanted: Rows) -> NDArray[np.int64]:
+        """Where each of the wanted rows stands in `rows`, -1 for nowhere."""
+        if self.size > SPARSE_ABOVE:
+            if not len(rows):
+                return np.full(len(wanted), -1)
+            order = np.argsort(rows, kind="stable")
+            at = order[np.searchsorted(rows, wanted, side="right", sorter=order) - 1]
+            return np.where(rows[at] == wanted, at, -1)
+        place = np.full(self.size + 1, -1, np.int64)
+        place[np.where((rows >= 0) & (rows < self.size), rows, self.size)] = np.arange(len(rows))
+        place[self.size] = -1
+        return place[wanted]
+
+
+def _best_of(rows: Rows, worth: NDArray[Any], quota: int, exclude: Rows) -> Retrieved:
+    """The highest sums by row, as `best` orders them, of those rows alone that occur."""
+    held, where = np.unique(rows, return_inverse=True)
+    totals = np.bincount(where, weights=worth, minlength=len(held))
+    scores = np.where(totals > 0, totals, -np.inf).astype(np.float32)
+    found = best(scores, quota, np.flatnonzero(np.isin(held, exclude)).astype(np.int32))
+    return Retrieved(held[found.rows], found.scores)

@@ -64,10 +64,14 @@ def nearest(
     if index is None:
         scores = vectors @ wanted
         return best(np.where(np.isnan(scores), -np.inf, scores), quota, exclude)
-    excluded = known(exclude, len(vectors))
-    found = index.search(wanted, min(max(quota + len(excluded), 1), MOST_RESULTS))
+    return searched(index, wanted, quota, known(exclude, len(vectors)))
+
+
+def searched(index: VectorIndex, wanted: Floats, quota: int, exclude: Rows) -> Retrieved:
+    """The rows of an index with the highest inner products, without the excluded ones."""
+    found = index.search(wanted, min(max(quota + len(exclude), 1), MOST_RESULTS))
     rows, scores = found.rows[0], found.scores[0]
-    kept = (rows >= 0) & ~np.isin(rows, excluded)
+    kept = (rows >= 0) & ~np.isin(rows, exclude)
     return Retrieved(rows[kept][:quota], scores[kept][:quota])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.networks import Weights, session_state
-from narrows.retrieval import Floats, Query, Retrieved, Rows
-from narrows.sources.rows import NOTHING, RowsOf, best, known, load_arrays, look_up, save_arrays, scatter
+from narrows.retrieval import NO_ROWS, Floats, Query, Retrieved, Rows
+from narrows.sources.rows import (
+    NOTHING,
+    RowsOf,
+    best,
+    known,
+    load_arrays,
+    look_up,
+    save_arrays,
+    scatter,
+    searched,
+)
+from narrows.vector_index import VectorIndex
 
 FILE = "session.npz"
 SIGNALS = ("score",)
 WEIGHT = "weight:"
+SAMPLED = 2048
+"""Items by which the sum over all items is estimated, where an index finds the likeliest."""
+LIKELIEST = 100
 
 
 @dataclass(frozen=True)
@@ -61,11 +75,26 @@ def load(path: Path) -> Session:
 
 
 @dataclass(frozen=True, eq=False)
+class _Asked:
+    """A request's state, and its logarithm of the sum of all items' exponentials.
+
+    `logits` float32[items] without an index; with one `found`, the rows with the highest.
+    """
+
+    query: Query
+    state: Floats
+    total: float
+    logits: Floats | None = None
+    found: Retrieved = NOTHING
+
+
+@dataclass(frozen=True, eq=False)
 class SessionSource:
     """Serves whoever has an item in the history that the model knows.
 
     `rows` int32[items] has the row of each of the model's items, `places` int32[size] the item of each row,
-    -1 for none.
+    -1 for none. With an `index`, which holds the items by row, likelihoods are estimated: their sum is that
+    of the likeliest items, and for the others what the places of `sample` let expect.
     """
 
     items: Floats
@@ -73,46 +102,84 @@ class SessionSource:
     places: Rows
     weights: Weights
     params: Params
+    index: VectorIndex | None = None
+    sample: Rows = field(default_factory=lambda: NO_ROWS)
+    sampled: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     name: str = "session"
     signal_names: tuple[str, ...] = SIGNALS
-    _newest: list[tuple[Query, Floats]] = field(default_factory=list)
+    _newest: list[_Asked] = field(default_factory=list)
+
+    def searching(self, index: VectorIndex) -> SessionSource:
+        """The same over an index that holds its items."""
+        sample = np.arange(0, len(self.items), max(1, len(self.items) // SAMPLED), dtype=np.int32)
+        return replace(self, index=index, sample=sample, sampled=self.items[sample], _newest=[])
 
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The likeliest next items, with the logarithms of their likelihoods."""
-        scores = self._scores(query)
-        if scores is None:
+        asked = self._asked(query, quota)
+        if asked is None:
             return NOTHING
-        excluded = self.places[known(query.exclude, len(self.places))]
-        found = best(scores.copy(), quota, excluded)
-        return Retrieved(self.rows[found.rows], found.scores)
+        excluded = known(query.exclude, len(self.places))
+        if asked.logits is None:
+            kept = np.flatnonzero(~np.isin(asked.found.rows, excluded))[:quota]
+            return Retrieved(asked.found.rows[kept], _log_likelihood(asked.found.scores[kept], asked))
+        found = best(asked.logits.copy(), quota, self.places[excluded])
+        return Retrieved(self.rows[found.rows], _log_likelihood(found.scores, asked))
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The same for given rows; nan for unknown rows and for a visitor without a known item."""
-        scores = self._scores(query)
-        if scores is None:
+        asked = self._asked(query, LIKELIEST)
+        if asked is None:
             return np.full(len(rows), np.nan, np.float32)
         places = look_up(self.places, rows, -1)
-        return np.where(places >= 0, scores[places], np.nan).astype(np.float32)
+        logits = self.items[places] @ asked.state if asked.logits is None else asked.logits[places]
+        return np.where(places >= 0, _log_likelihood(logits, asked), np.nan).astype(np.float32)
 
     def signals(self, query: Query, rows: Rows) -> Floats:
         """float32[n, 1]: the score."""
         return self.score(query, rows)[:, None]
 
-    def _scores(self, query: Query) -> Floats | None:
-        """The logarithm of each item's likelihood, float32[items]; the seeds stand after the history.
-
-        A request asks twice, as a source and for the ranker: the newest answer is kept for the second time.
-        """
-        for asked, scores in self._newest[:1]:
-            if asked is query:
-                return scores
+    def visitor(self, query: Query) -> Floats | None:
+        """The state after the history, float32[d]; None without an item that the model knows."""
         history = np.concatenate([query.history, query.seeds])[-self.params.window :]
         places = look_up(self.places, history, -1)
         places = places[places >= 0]
         if not len(places):
             return None
-        logits = self.items @ session_state(self.weights, self.items[places], np)
-        top = logits.max()
-        scores = np.asarray(logits - (top + np.log(np.exp(logits - top).sum())), np.float32)
-        self._newest[:1] = [(query, scores)]
-        return scores
+        return np.asarray(session_state(self.weights, self.items[places], np), np.float32)
+
+    def _asked(self, query: Query, quota: int) -> _Asked | None:
+        """What the model says of a request; the seeds stand after the history.
+
+        A request asks twice, as a source and for the ranker: the newest answer is kept for the second time.
+        """
+        for asked in self._newest[:1]:
+            if asked.query is query:
+                return asked
+        state = self.visitor(query)
+        if state is None:
+            return None
+        asked = self._compared(query, state) if self.index is None else self._searched(query, state, quota)
+        self._newest[:1] = [asked]
+        return asked
+
+    def _compared(self, query: Query, state: Floats) -> _Asked:
+        logits = np.asarray(self.items @ state, np.float32)
+        top = float(logits.max())
+        return _Asked(query, state, top + float(np.log(np.exp(logits - top).sum())), logits)
+
+    def _searched(self, query: Query, state: Floats, quota: int) -> _Asked:
+        """All that were not found are summed up by those of the sample that were not."""
+        assert self.index is not None
+        found = searched(self.index, state, max(quota, LIKELIEST) + len(query.exclude), NOTHING.rows)
+        if not len(found.rows):
+            return _Asked(query, state, 0.0, found=found)
+        top, others = found.scores[0], ~np.isin(self.rows[self.sample], found.rows)
+        drawn = np.exp(self.sampled[others] @ state - top)
+        rest = drawn.mean() * (len(self.items) - len(found.rows)) if len(drawn) else 0.0
+        total = float(np.exp(found.scores - top).sum() + rest)
+        return _Asked(query, state, float(top) + float(np.log(total)), found=found)
+
+
+def _log_likelihood(logits: Floats, asked: _Asked) -> Floats:
+    return np.asarray(logits - np.float32(asked.total), np.float32)

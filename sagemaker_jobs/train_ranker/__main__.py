@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from narrows.adapters.bundle import RANKER_FILE, SEGMENTS_FILE
+from narrows.adapters.bundled_indexes import write_indexes
 from narrows.errors import InvalidInput
 from narrows.evaluation.leave_one_out import cases
 from narrows.features import statistics
@@ -36,6 +37,8 @@ FILES = (*(source.FILE for source in SOURCES.values()), statistics.FILE, SEGMENT
 SUMMARIES = tuple(f"{name}.json" for name in SOURCES)
 CHANNELS = ("sources", "als", "covisitation")
 MOST_ROWS = 2_000_000
+ASKED = 400
+"""Visitors by whom the indexes of large sources are measured."""
 
 
 def train(container: Container) -> None:
@@ -59,6 +62,11 @@ def train(container: Container) -> None:
     )
     trained = fit(groups, spec, seed, progress, budget_s=container.number("budget_s", BUDGET_S))
     shutil.rmtree(container.model / REPLAY)
+    drawn_cases = cases(data.log).sample(ASKED, drawn)
+    asked = [drawn_cases.query(case) for case in range(len(drawn_cases))]
+    indexed = write_indexes(container.model, data.rows_of, data.log.item_count, asked)
+    if indexed:
+        progress.say(f"indexes of {', '.join(indexed)}")
     for folder in (container.model / HOLDOUT, container.model):
         _finish(folder, container, trained, spec, declared)
     progress.say(f"bundle with {len(spec.names)} features")

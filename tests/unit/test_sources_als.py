@@ -78,7 +78,7 @@ def test_fold_in_solves_the_visitors_normal_equations() -> None:
     vectors = np.empty((20, 4))
     vectors[items] = model.vectors
     source = model.bind(rows_by_number, 20)
-    found = source.fold_in(query([2, 4, 6]))
+    found = source.visitor(query([2, 4, 6]))
     weights = np.asarray([0.25, 0.5, 1.0])
     seen = vectors[[2, 4, 6]]
     left = (seen * weights[:, None]).T @ seen + params.unobserved * vectors.T @ vectors
