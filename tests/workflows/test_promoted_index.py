@@ -1,0 +1,176 @@
+"""A trained model on its way into service where vectors lie in OpenSearch: index first, then pointer."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from narrows.adapters.bundle import Serving, parts_of
+from narrows.adapters.control import DynamoControlTable
+from narrows.adapters.opensearch import OpenSearchIndexVersions, connect, index_versions
+from narrows.adapters.refreshing import Cellar, Live
+from narrows.adapters.s3 import S3Objects
+from narrows.adapters.snapshots import SnapshotCopy
+from narrows.adapters.tables import write_training_data
+from narrows.control import Pointer, model_pointer, snapshot_pointer
+from narrows.errors import StoreUnavailable
+from narrows.settings import load_app
+from narrows.snapshot import write_base
+from narrows.sources.two_tower import TwoTowerSource
+from narrows.vector_index import IndexGone
+from sagemaker_jobs.from_files import train_from_files
+from tests.contract.tables import create_bucket, create_table
+from tests.functions.doorways import CONTEXT, cold_start
+from tests.servers import REGION, Aws, OpenSearchNode, free_port
+from tests.unit.test_jobs_learned import CATALOGUE, ring
+from tests.unit.test_sources_learned import query
+
+pytestmark = [pytest.mark.local, pytest.mark.timeout(900)]
+
+APP = load_app(Path(__file__).parents[2] / "apps" / "shopnow")
+NUMBERS = itertools.count()
+GAIN = "normalized_discounted_cumulative_gain_at_10"
+NEW = "new-part"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ShopNow's model of small data, with an item network that was really trained."""
+    home = tmp_path_factory.mktemp("trained")
+    write_training_data(home / "data", ring(120, 12), CATALOGUE)
+    return train_from_files(
+        home / "data", home / "bundle", app="shopnow", budget_s=12.0, learned=("two_tower",), version="run-1"
+    )
+
+
+class Region:
+    """Bucket, tables, the function that promotes, and an OpenSearch."""
+
+    def __init__(self, aws: Aws, monkeypatch: pytest.MonkeyPatch, node: OpenSearchNode, folder: Path) -> None:
+        client = aws.client("s3")
+        self.objects, self.folder = S3Objects(client, create_bucket(client)), folder
+        self.table = create_table(aws.client("dynamodb"), "control")
+        self.control = DynamoControlTable(self.table, region=REGION, connect_timeout_s=1, read_timeout_s=5)
+        self.name, self.url = f"promoted-{next(NUMBERS)}", node.url
+        self.monkeypatch = monkeypatch
+        self.versions: OpenSearchIndexVersions = index_versions(
+            APP.index, url=node.url, name=self.name, engine="lucene", search_s=20.0
+        )
+
+    def publish(self) -> None:
+        """The catalogue of the training, and an item that came after it."""
+        ids = [*CATALOGUE["item_id"], NEW]
+        titles = np.asarray([one.encode() for one in (*CATALOGUE["title"], CATALOGUE["title"][0])])
+        write_base(self.folder / "made", ids, {"title": titles}, version="s1", spare=3)
+        self.objects.upload(self.folder / "made", "snapshots/s1")
+        self.control.move(snapshot_pointer("shopnow"), Pointer("s1", "snapshots/s1", 1.0), expected=None)
+
+    def promote(self, bundle: Path, version: str, score: float, url: str = "") -> dict[str, Any]:
+        """What the workflow's last step answers."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+            archive.add(bundle, ".")
+        self.objects.put("jobs/model.tar.gz", packed.getvalue())
+        reports = {"two_stage": {GAIN: score}, "popular": {GAIN: 0.01}}
+        report = {"users": 100, "reports": reports, "segments": {}}
+        self.objects.put("jobs/metrics.json", json.dumps({"candidate": report, "current": None}).encode())
+        variables = {
+            "APP": "shopnow", "BUCKET": self.objects.bucket, "CONTROL_TABLE": self.table,
+            "SEARCH_URL": url or self.url, "SEARCH_NAME": self.name, "SEARCH_ENGINE": "lucene",
+            "AWS_REGION": REGION,
+        }  # fmt: skip
+        function = cold_start("promote_model", self.monkeypatch, variables)
+        address = f"s3://{self.objects.bucket}/jobs"
+        event = {
+            "candidate": f"{address}/model.tar.gz",
+            "metrics": f"{address}/metrics.json",
+            "version": version,
+        }
+        return dict(function.handler({**event, "version": version}, CONTEXT))
+
+    def live(self) -> Live:
+        """What the pointers say."""
+        return Live(
+            self.control.read(model_pointer("shopnow")), self.control.read(snapshot_pointer("shopnow"))
+        )
+
+    def served(self) -> Serving:
+        """What a process of the API loads."""
+        copy = SnapshotCopy(self.folder / "cache", self.objects.download, self.objects.get)
+        return Cellar(APP, copy, versions=self.versions).load(self.live())
+
+
+@pytest.fixture
+def region(
+    moto: Aws, monkeypatch: pytest.MonkeyPatch, opensearch: OpenSearchNode, tmp_path: Path
+) -> Iterator[Region]:
+    one = Region(moto, monkeypatch, opensearch, tmp_path)
+    one.publish()
+    yield one
+    connect(one.url, timeout_s=20.0).indices.delete(index=f"{one.name}-*", ignore_unavailable=True)
+
+
+def test_what_is_promoted_is_searched(region: Region, bundle: Path) -> None:
+    """The index holds every item that the network places, a new one too, and finds what is nearest."""
+    assert region.promote(bundle, "run-1", 0.3)["promoted"] is True
+    serving = region.served()
+    assert (serving.model_version, "index" in serving.problems) == ("run-1", False)
+    source = parts_of(serving)["sources"]["two_tower"]
+    compared = serving.sources["two_tower"]
+    assert isinstance(source, TwoTowerSource)
+    assert isinstance(compared, TwoTowerSource)
+    assert compared.index is None
+    (new,) = serving.snapshot.rows([NEW]).tolist()
+    vectors = np.flatnonzero(~np.isnan(compared.vectors[:, 0]))
+    assert new in vectors
+    assert len(region.versions.open("run-1")) == len(vectors) >= 61
+    found = 0
+    for item in range(20):
+        rows = serving.snapshot.rows([f"i{item}", f"i{item + 1}"])
+        asked = query(rows.tolist(), exclude=tuple(rows.tolist()))
+        ours, wanted = source.retrieve(asked, 10), compared.retrieve(asked, 10)
+        assert len(ours.rows) == 10
+        assert ours.scores == pytest.approx(source.score(asked, ours.rows), rel=2e-2, abs=2e-2)
+        found += len(np.intersect1d(ours.rows, wanted.rows))
+    assert found >= 0.97 * 200
+
+
+def test_the_next_model_takes_over_with_an_index_of_its_own(region: Region, bundle: Path) -> None:
+    """Whoever still serves the former one opens the former index; the two never meet."""
+    region.promote(bundle, "run-1", 0.3)
+    before = region.served()
+    assert region.promote(bundle, "run-2", 0.4)["promoted"] is True
+    after = region.live()
+    assert after.model is not None
+    assert (after.model.version, after.model.previous) == ("run-2", "run-1")
+    assert region.versions.open().version == "run-2"
+    assert before.index is not None
+    assert before.index.version == "run-1"
+    assert len(region.versions.open("run-1")) == len(region.versions.open("run-2"))
+
+
+def test_without_an_index_nothing_is_promoted(region: Region, bundle: Path) -> None:
+    """OpenSearch is away: the step fails, to be tried again, and the live model stays."""
+    away = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(StoreUnavailable):
+        region.promote(bundle, "run-1", 0.3, url=away)
+    assert region.live().model is None
+    with pytest.raises(IndexGone):
+        region.versions.open("run-1")
+    assert region.promote(bundle, "run-1", 0.3)["promoted"] is True
+    assert region.versions.open().version == "run-1"
+
+
+def test_a_worse_model_leaves_the_index_alone(region: Region, bundle: Path) -> None:
+    """What the gate refuses is not built."""
+    assert region.promote(bundle, "run-1", 0.001)["promoted"] is False
+    with pytest.raises(IndexGone):
+        region.versions.open("run-1")
