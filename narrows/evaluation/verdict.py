@@ -15,6 +15,7 @@ Trials = Sequence[Answers]
 """One stack's answers to the same requests, behind one ranker after the other."""
 FEWEST_OF_A_GROUP = 30
 """Fewer requests of a group say nothing about what would turn the verdict."""
+NORMAL_95 = 1.96
 SOONER_S = 1.0
 """By less than this nobody sees a new item sooner."""
 
@@ -161,7 +162,12 @@ def _more_visitors(decision: Decision) -> list[str]:
     decided, gained = decision.same, mean(decision.gained)
     if decided.rose or decided.fell or not decided.requests or not gained:
         return []
-    wanted = decided.requests * ((decided.high - decided.low) / 2 / abs(gained)) ** 2
+    half = NORMAL_95 * float(np.std(decision.gained)) / np.sqrt(decided.requests)
+    if half < abs(gained):
+        return [
+            "trainings: visitors are enough for this difference, but the ranker's trainings disagree on it"
+        ]
+    wanted = decided.requests * (half / abs(gained)) ** 2
     return [f"more visitors: about {wanted:,.0f} would tell a difference of this size from none"]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from narrows.adapters.faiss import FaissVectorIndex
+from narrows.adapters.faiss import EXACT_BELOW, FaissVectorIndex
 from narrows.errors import NarrowsError
 from narrows.evaluation.comparison import Answers, held_bytes
 from narrows.evaluation.leave_one_out import Cases
@@ -42,11 +42,14 @@ class Running:
 
     @staticmethod
     def of(stack: Stack, funnel: Funnel, scratch: Path) -> Running:
-        """The stack over a fitted folder, its learned vectors in the embedded tier's index."""
+        """The stack over a fitted folder, with indexes of the embedded tier where an app would have them.
+
+        That is for the two towers, and for any other source that can search one and has many items.
+        """
         chosen = {name: funnel.sources[name] for name in stack.sources if name in funnel.sources}
         began, held = time.perf_counter(), 0
         for name, source in chosen.items():
-            if isinstance(source, TwoTowerSource):
+            if _searches(source):
                 index = _index(source)
                 index.save(scratch / name)
                 held += sum(path.stat().st_size for path in (scratch / name).iterdir())
@@ -58,7 +61,9 @@ class Running:
     def bytes_held(self) -> int:
         """What a process holds of sources and index; the ranker and the item columns are everybody's."""
         plain = [
-            replace(source, index=None) if isinstance(source, TwoTowerSource) else source
+            replace(source, index=None)
+            if isinstance(getattr(source, "index", None), FaissVectorIndex)
+            else source
             for source in self.funnel.sources.values()
         ]
         return held_bytes(*plain) + self.index_bytes
@@ -127,7 +132,13 @@ def missing_sources(stack: Stack, sources: Mapping[str, SignallingSource]) -> tu
     return tuple(name for name in stack.own if name not in sources)
 
 
-def _index(source: TwoTowerSource) -> FaissVectorIndex:
+def _searches(source: Any) -> bool:
+    return isinstance(source, TwoTowerSource) or (
+        hasattr(source, "searching") and np.count_nonzero(~np.isnan(source.vectors[:, 0])) >= EXACT_BELOW
+    )
+
+
+def _index(source: Any) -> FaissVectorIndex:
     rows = np.flatnonzero(~np.isnan(source.vectors[:, 0])).astype(np.int32)
     index = FaissVectorIndex("compared", source.vectors.shape[1], filters=())
     index.upsert(rows, np.ascontiguousarray(source.vectors[rows]))

@@ -108,10 +108,14 @@ def test_a_group_that_leads_today_is_told_from_below() -> None:
     assert "these bring" not in text
 
 
-def test_an_undecided_comparison_says_how_many_visitors_it_takes() -> None:
-    """An interval three times as wide as the difference takes nine times the visitors."""
-    said = would_change(decision((-0.2, 0.4)), BEFORE, AFTER, {})
+def test_an_undecided_comparison_says_what_it_takes() -> None:
+    """An interval of three times the difference takes nine times the visitors; or trainings disagree."""
+    spread = 0.3 * np.sqrt(1000) / 1.96
+    gained = 0.1 + spread * np.where(np.arange(1000) % 2, 1.0, -1.0)
+    said = would_change(decision((-0.2, 0.4), gained=gained), BEFORE, AFTER, {})
     assert said[1].startswith("more visitors: about 9,000 would")
+    agreed = would_change(decision((-0.2, 0.4), gained=np.full(1000, 0.1)), BEFORE, AFTER, {})
+    assert agreed[1].startswith("trainings: visitors are enough")
 
 
 def test_the_chance_of_a_training_is_no_difference() -> None:
