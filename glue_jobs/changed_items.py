@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
 from pyspark.sql import types as T
 
-from glue_jobs.lake import ITEMS, ensure_tables, items_table
+from glue_jobs.lake import ITEMS, ensure_items, items_table
 from glue_jobs.landed import landing_files
 from narrows.settings import App, Catalogue
 
@@ -26,8 +26,10 @@ AGAIN_DAYS = 1
 
 def keep_items(spark: SparkSession, landing: str) -> dict[str, int]:
     """Bring the landed items into the lake; how many lines there were, how many items changed."""
-    ensure_tables(spark)
-    files = _unread(landing_files(spark, landing), _read_through(spark))
+    files = landing_files(spark, landing)
+    if files:
+        ensure_items(spark)
+        files = _unread(files, _read_through(spark))
     if not files:
         return {"item_lines": 0, "items_changed": 0}
     lines = spark.read.schema(ITEMS).json(files).where("item_id IS NOT NULL AND version IS NOT NULL").cache()

@@ -144,12 +144,17 @@ def ensure_tables(spark: SparkSession) -> None:
     spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {CATALOG}.`{spark.conf.get(_NAMESPACE_SETTING)}`")
     _create(spark, events_table(spark), EVENTS, "PARTITIONED BY (event_date)")
     _create(spark, quarantine_table(spark), QUARANTINE)
-    _create(spark, items_table(spark), ITEMS)
     there = set(spark.table(events_table(spark)).columns)
     added = [field for field in EVENTS if field.name not in there]
     if added:
         columns = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in added)
         spark.sql(f"ALTER TABLE {events_table(spark)} ADD COLUMNS ({columns})")
+
+
+def ensure_items(spark: SparkSession) -> None:
+    """Create the table of items, which an app without changes never needs."""
+    spark.sql(f"CREATE NAMESPACE IF NOT EXISTS {CATALOG}.`{spark.conf.get(_NAMESPACE_SETTING)}`")
+    _create(spark, items_table(spark), ITEMS)
 
 
 def _create(spark: SparkSession, table: str, schema: T.StructType, partitioned: str = "") -> None:
