@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import time
@@ -37,7 +38,7 @@ from narrows.features.registry import FeatureSet
 from narrows.networks import session_weights, two_tower_weights
 from narrows.policy import GateContext, PolicyState, passing
 from narrows.ranking import ModelManifest, write_manifest
-from narrows.retrieval import Floats, Gathered, Query, Rows, gather
+from narrows.retrieval import Floats, Gathered, Query, Rows, fuse, gather
 from narrows.settings import App, load_app
 from narrows.snapshot import write_base
 from narrows.sources import als, bought_together, content, covisitation, popular, session, trending, two_tower
@@ -48,6 +49,7 @@ NOW = 1_700_000_000.0
 DAY_S = 86_400.0
 VISITORS, HISTORY, LIKED = 400, 50, 400
 WARM_UP = 50
+MERGED = 300
 NOISE = 0.3
 NEIGHBOURS = {"covisitation": 40, "bought_together": 10}
 SEGMENTS = ("", "DE", "FR", "US", "JP")
@@ -138,7 +140,7 @@ def _write_vectors(bundle: Path, ids: NDArray[Any], rng: np.random.Generator) ->
     items = drawn(base, of_session.dimension, rng)
     weights = session_weights(rng, **names)
     for name in weights:  # trained, what comes next is near what came last; blocks of noise would drown it
-        weights[name] = weights[name] * np.float32(0.3 if name.endswith((".out", ".w2")) else 1.0)
+        weights[name] = weights[name] * np.float32(0.1 if name.endswith((".out", ".w2")) else 1.0)
     session.Session(ids, items, weights, of_session).save(bundle / session.FILE)
     texts = drawn(base, encoder.dimension, rng)
     content.Content(ids, texts, encoder, content.Params()).save(bundle / content.FILE)
@@ -223,6 +225,7 @@ def measured(app: App, serving: Serving, rows: int, bundle: Path) -> dict[str, A
         for name, executor in {"one_thread": Inline(), "pool": pool}.items():
             found[name] = staged(app, serving, queries, executor)
     found["recall"] = {name: recall(serving, name, queries[:100], app) for name in INDEXED}
+    found["merged_recall_at_300"] = merged_recall(app, serving, queries[:100])
     found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found
 
@@ -290,13 +293,45 @@ def recall(serving: Serving, name: str, queries: list[Query], app: App) -> float
     if source.index is None:
         return None
     quota = next(one.quota for one in app.surfaces["feed"].sources if one.name == name)
-    exact = replace(source, index=None, **({"_newest": []} if name == "session" else {}))
+    exact = _compared(source)
     shares = [
         len(np.intersect1d(source.retrieve(replace(query), quota).rows, exact.retrieve(query, quota).rows))
         / quota
         for query in queries
     ]
     return float(np.mean(shares))
+
+
+def merged_recall(app: App, serving: Serving, queries: list[Query]) -> float:
+    """Of the 300 best that comparing all would give, by fused ranks, the share that the stage finds."""
+    exact = {name: _compared(source) for name, source in serving.sources.items()}
+    shares = []
+    for query in queries:
+        found, wanted = (_gathered(app, one, query).candidates for one in (serving.sources, exact))
+        best = fuse(wanted, MERGED).rows
+        shares.append(len(np.intersect1d(found.rows, best)) / len(best))
+    return float(np.mean(shares))
+
+
+def _gathered(app: App, sources: Mapping[str, Any], query: Query) -> Gathered:
+    """With all the time that they take."""
+    quotas = [replace(quota, share=1.0) for quota in app.surfaces["feed"].sources]
+    return gather(
+        sources,
+        quotas,
+        replace(query),
+        deadline=math.inf,
+        budget_s=math.inf,
+        clock=time.perf_counter,
+        executor=Inline(),
+    )
+
+
+def _compared(source: Any) -> Any:
+    """The source without its index."""
+    if getattr(source, "index", None) is None:
+        return source
+    return replace(source, index=None, **({"_newest": []} if source.name == "session" else {}))
 
 
 def report(found: Mapping[str, Any]) -> None:
@@ -309,6 +344,7 @@ def report(found: Mapping[str, Any]) -> None:
         print(f"  {kind.replace('_', ' '):18} {one['p50_ms']:8.2f} {one['p99_ms']:8.2f}", end=" ")
         print(f"{'':8}  {one['own_ms']:.2f} ms of processor time,", end=" ")
         print(f"{one['candidates']:.0f} candidates, {one['late']} late")
+    print(f"  {'merged at 300':18} {'':17} {found['merged_recall_at_300']:8.3f}")
     alone = found["one_thread"]
     print(f"  {'its own time':18} {alone['own_p50_ms']:8.2f} {alone['own_p99_ms']:8.2f}")
     for name, one in found["one_thread"]["sources"].items():

@@ -172,11 +172,11 @@ class FaissVectorIndex:
     def search(self, vectors: Floats, k: int, where: Where = EVERYTHING) -> Neighbours:
         wanted = asked(self, vectors, k, where)
         state = self._state
-        found = state.fresh.search(wanted, k, where)
-        if state.lists:
-            of_lists = state.lists.search(wanted, k, where)
-            found = np.hstack([found[0], of_lists[0]]), np.hstack([found[1], of_lists[1]])
-        return _ordered(*found, k)
+        parts: list[_Exact | _Lists] = [state.lists] if state.lists else []
+        if len(state.fresh.slots) or not parts:
+            parts.append(state.fresh)
+        found = [part.search(wanted, k, where) for part in parts]
+        return _ordered(np.hstack([rows for rows, _ in found]), np.hstack([scores for _, scores in found]), k)
 
     def renumbered(self, rows: Rows) -> FaissVectorIndex:
         """The same vectors under other rows: what lies at row `i` comes to lie at `rows[i]`, -1 for nowhere.
