@@ -25,10 +25,10 @@ from narrows.retrieval import gather
 from sagemaker_jobs.container import Container, Progress
 from sagemaker_jobs.declared import Declared
 from sagemaker_jobs.from_files import JobFailed, evaluate_from_files, train_from_files
-from sagemaker_jobs.replay import FEWEST_KEPT, VALIDATED, Groups, funnel_of, kept_rows, replay
+from sagemaker_jobs.replay import FEWEST_KEPT, VALIDATED, Funnel, Groups, funnel_of, kept_rows, replay
 from sagemaker_jobs.train_ranker.__main__ import train as train_ranker
 from sagemaker_jobs.train_ranker.lambdamart import FEW_GROUPS, directions, fit
-from sagemaker_jobs.training_set import funnel, labels_per_user, read
+from sagemaker_jobs.training_set import TrainingSet, funnel, labels_per_user, read
 from sagemaker_jobs.workers import FEWEST
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,15 +275,19 @@ def test_groups_are_thinned_so_that_all_requests_fit() -> None:
     assert kept_rows(1_000_000, 10, 100_000) == 10
 
 
+def _held_out(home: Path) -> tuple[TrainingSet, Funnel, VectorSpec]:
+    """The data of a trained bundle, and the funnel that has not seen the last events."""
+    container = Container(home, home, home, home, {"training": home / "data"}, {"app": "media"})
+    data = read(container)
+    past = funnel_of(home / "train_ranker" / "holdout", data, *funnel(container), Declared())
+    return data, past, VectorSpec.over(past.sources, past.items)
+
+
 def test_a_thinned_group_keeps_its_label_and_a_judging_one_everything(
     trained: tuple[Path, dict[str, Any]],
 ) -> None:
     """The vectors that remain are those of the whole groups; every eighth user's are all there."""
-    home, _ = trained
-    container = Container(home, home, home, home, {"training": home / "data"}, {"app": "media"})
-    data = read(container)
-    past = funnel_of(home / "train_ranker" / "holdout", data, *funnel(container), Declared())
-    spec = VectorSpec.over(past.sources, past.items)
+    data, past, spec = _held_out(trained[0])
     held = [cases(data.log)]
     whole, thin = (replay(held, past, spec, most_rows=rows, seed=0) for rows in (10**6, 10**4))
     fitting = len(thin.lengths)
@@ -297,11 +301,7 @@ def test_how_many_cores_share_the_work_changes_nothing(
     trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The groups of a ranker are those that one process alone would have made."""
-    home, _ = trained
-    container = Container(home, home, home, home, {"training": home / "data"}, {"app": "media"})
-    data = read(container)
-    past = funnel_of(home / "train_ranker" / "holdout", data, *funnel(container), Declared())
-    spec = VectorSpec.over(past.sources, past.items)
+    data, past, spec = _held_out(trained[0])
     made = []
     monkeypatch.delitem(sys.modules, "jax", raising=False)
     for cores in ({0}, {0, 1}):
