@@ -17,7 +17,7 @@ from narrows.interactions import Interactions
 from narrows.sources import als
 from sagemaker_jobs.container import Container, Progress, run, write_json
 from sagemaker_jobs.training_set import TrainingSet, read
-from sagemaker_jobs.tuning import Tuned, descend
+from sagemaker_jobs.tuning import BETTER_BY, Tuned, descend
 
 AXES = {
     "unobserved": (0.3, 1.0, 0.03),
@@ -37,10 +37,11 @@ def train(container: Container) -> None:
     data = read(container)
     seed = int(container.number("seed", 0))
     progress.say(f"{len(data.log):,} events, {data.log.user_count:,} users, {data.log.item_count:,} items")
-    tuned = tune(data, seed, container.number("budget_s", BUDGET_S), progress)
+    tuned, judged = tune(data, seed, container.number("budget_s", BUDGET_S), progress)
     for folder, events in data.parts.items():
         (container.model / folder).mkdir(exist_ok=True)
-        fitted(events, tuned.params, seed).save(container.model / folder / als.FILE)
+        known = judged if events is data.replay else None
+        (known or fitted(events, tuned.params, seed)).save(container.model / folder / als.FILE)
         progress.say(f"fitted on {len(events):,} events for {folder}")
     write_json(
         container.model / "als.json",
@@ -59,29 +60,30 @@ def fitted(events: Interactions, params: als.Params, seed: int) -> als.Als:
     return als.fit(events, params, np.random.default_rng(seed))
 
 
-def tune(data: TrainingSet, seed: int, budget_s: float, progress: Progress) -> Tuned:
-    """Parameters that find most of the validation events; the start where there are none.
+def tune(data: TrainingSet, seed: int, budget_s: float, progress: Progress) -> tuple[Tuned, als.Als | None]:
+    """Parameters that find most of the validation events, and their fit on `data.replay`.
 
-    The recency decay costs no fit, so every fit is judged at its best decay.
+    Where there is nothing to judge by, the start and no fit. The recency decay costs no fit, so every fit is
+    judged at its best decay.
     """
     most = int(np.clip(SCORES_A_TRIAL // data.log.item_count, FEWEST_CASES, MOST_CASES))
     held = cases(data.log, back=1).sample(most, np.random.default_rng(seed))
     start = als.Params(dimension=_dimension(data.replay), unobserved=0.1)
     if not len(held) or not len(data.replay):
-        return Tuned(start, float("nan"), 0, False)
-    best_decay: dict[als.Params, float] = {}
+        return Tuned(start, float("nan"), 0, False), None
+    leading: list[tuple[float, als.Als]] = []  # as `descend` has it; the other fits are not kept
 
     def score(params: als.Params) -> float:
         model = fitted(data.replay, params, seed)
-        scores = {
-            decay: _quality(replace(model, params=replace(params, history_decay=decay)), data, held)
-            for decay in DECAYS
-        }
-        best_decay[params] = max(scores, key=lambda decay: scores[decay])
-        return scores[best_decay[params]]
+        decayed = [replace(model, params=replace(params, history_decay=decay)) for decay in DECAYS]
+        scores = [_quality(one, data, held) for one in decayed]
+        if not leading or max(scores) > leading[0][0] + BETTER_BY:
+            leading[:] = [(max(scores), decayed[int(np.argmax(scores))])]
+        return max(scores)
 
     tuned = descend(start, AXES, score, rounds=1, budget_s=budget_s, progress=progress, cost=_cost)
-    return replace(tuned, params=replace(tuned.params, history_decay=best_decay[tuned.params]))
+    chosen = leading[0][1]
+    return replace(tuned, params=chosen.params), chosen
 
 
 def _quality(model: als.Als, data: TrainingSet, held: Cases) -> float:
