@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -130,6 +131,26 @@ def test_the_whole_softmax_by_hand() -> None:
     second = -np.log(1.0 / (np.exp(2.0) + 2.0))
     found = whole(jnp.asarray(states), jnp.asarray(items), jnp.asarray([0, 2]), jnp.asarray([3.0, 1.0]))
     assert float(found) == pytest.approx((3.0 * first + second) / 4.0, rel=1e-5)
+
+
+def test_slopes_by_blocks_are_those_of_the_loss() -> None:
+    """Rows enough for several blocks: value and every slope as jax itself derives them from the formula."""
+    generator = np.random.default_rng(3)
+    states, items = (jnp.asarray(generator.normal(size=(rows, 4)), jnp.float32) for rows in (1500, 1000))
+    targets, worth = generator.integers(0, 1000, 1500), jnp.asarray(generator.random(1500), jnp.float32)
+
+    def plain(states, items, worth):
+        logits = states @ items.T
+        right = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        return ((jax.nn.logsumexp(logits, axis=-1) - right) * worth).sum() / worth.sum()
+
+    def ours(states, items, worth):
+        return whole(states, items, targets, worth)
+
+    found, wanted = (jax.value_and_grad(one, (0, 1, 2))(states, items, worth) for one in (ours, plain))
+    assert float(found[0]) == pytest.approx(float(wanted[0]), rel=1e-6)
+    for slopes, expected in zip(found[1], wanted[1], strict=True):
+        assert np.asarray(slopes) == pytest.approx(np.asarray(expected), rel=1e-3, abs=1e-8)
 
 
 def test_rows_worth_nothing_do_not_count() -> None:
