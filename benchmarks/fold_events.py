@@ -116,7 +116,7 @@ def whole_states(view: FeatureSet, batches: list[list[tuple[str, list[Event]]]])
         states: dict[str, VisitorState] = {}
         for batch in arrivals:
             for key, records in batch:
-                states[key] = fold(states.get(key, VisitorState()), records, view)
+                states[key] = fold(states.get(key) or VisitorState(), records, view)
 
     return run
 

@@ -123,12 +123,20 @@ class DecayedCount(Fold):
     def narrowed(self, event_type: str) -> Self:
         return replace(self, of=self.of.narrowed(event_type))
 
-    def put(self, state: State, taken: float, event: Event) -> State:
-        value, time = state
-        now = event.time
-        if time is None or time > now:
-            return self.merge(state, (taken, now))
-        return (value * 2.0 ** ((time - now) / self.half_life_s) + taken, now)
+    @cached_property
+    def put(self) -> Callable[[State, float, Event], State]:
+        half_life_s, merge = self.half_life_s, self.merge
+
+        def put(state: State, taken: float, event: Event) -> State:
+            value, time = state
+            now = event.time
+            if time is None:
+                return (taken, now)
+            if time > now:
+                return merge(state, (taken, now))
+            return (value * 2.0 ** ((time - now) / half_life_s) + taken, now)
+
+        return put
 
     def merge(self, left: State, right: State) -> State:
         (value, time), (other, other_time) = left, right
@@ -237,7 +245,9 @@ class SmoothedRate(Fold):
     def put(self, state: State, taken: tuple[float, float], event: Event) -> State:
         won, tried, time = state
         now = event.time
-        if time is None or time > now:
+        if time is None:
+            return (*taken, now)
+        if time > now:
             return self.merge(state, (*taken, now))
         weight = self._decay(now - time)
         return (taken[0] + won * weight, taken[1] + tried * weight, now)

@@ -123,7 +123,7 @@ def _fresh(
     """What counts and is neither folded nor known, by digest; the marks in `applied` go on with it."""
     known = set(ring) if len(records) > FEW else ring
     fresh: dict[int, Event] = {}
-    for record in sorted(records, key=_sequence):
+    for record in sorted(records, key=_sequence) if len(records) > 1 else records:
         mark, event = mark_of(record.shard, through), record.event
         if record.sequence > applied.get(mark, -1):
             applied[mark] = record.sequence
