@@ -4,8 +4,9 @@
 
 Without `--events` it stops at 3 million, which `make bench` can wait for. Each size runs in a process of its
 own, on the cores that `--cores` gives it: `build_features` reads Parquet files with the lake's columns and
-writes every scope. Making the events and starting Spark are not counted. Java uses both its compilers, as
-in Glue. Memory is the greatest resident size of the Java process.
+writes every scope. Making the events and starting Spark are not counted; starting its Python workers is.
+Java uses both its compilers, as in Glue. Processor time and memory (the most that is resident at once) are
+those of the Java process and its Python workers.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +41,8 @@ TYPES = ("impression", "view", "click", "add_to_cart", "purchase")
 SHARES = (0.1, 0.57, 0.2, 0.08, 0.05)
 ITEMS, CATEGORIES, BRANDS, SHOWN = 50_000, 30, 240, 10
 EVENTS_A_USER, ANONYMOUS = 50, 0.3
+FIGURES = ("events", "seconds", "events_per_s", "cpu_us_per_event", "peak_mb")
+WATCH_S = 0.5
 
 
 def write_events(folder: Path, count: int) -> int:
@@ -150,31 +154,80 @@ def _maps(lengths: NDArray[Any], keys: pa.Array, values: pa.Array) -> pa.Array:
 
 
 def measure(count: int, folder: Path) -> dict[str, float]:
-    """Build once in this process; seconds by scope as well."""
+    """Build once in this process, which starts Spark and its Python workers."""
     from pyspark.sql import SparkSession  # only in the process of one size
 
-    from glue_jobs.build_features import scopes
+    from glue_jobs.build_features import build
     from glue_jobs.lake import EVENTS
-    from glue_jobs.point_in_time import as_of_now
 
     features = FeatureSet(load_app(ROOT / "apps" / "megashop").features)
     spark = SparkSession.builder.appName("build_features").getOrCreate()
     spark.range(1).count()
     events = spark.read.schema(EVENTS).parquet(str(folder / "events"))
-    began = time.perf_counter()
-    seconds = {}
-    for scope in scopes(features):
-        since = time.perf_counter()
-        values = as_of_now(events, features, scope, NOW)
-        values.write.mode("overwrite").parquet(str(folder / "features" / scope.replace(":", "_")))
-        spark.catalog.clearCache()
-        seconds[scope] = round(time.perf_counter() - since, 1)
-    took = time.perf_counter() - began
     java = int(spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid())  # type: ignore[union-attr]
-    peak = next(line for line in Path(f"/proc/{java}/status").read_text().splitlines() if "VmHWM" in line)
+    with Watched(java) as watched:
+        began, cpu_before = time.perf_counter(), watched.cpu_s()
+        keys = build(events, features, str(folder / "features"), NOW)
+        took, cpu = time.perf_counter() - began, watched.cpu_s() - cpu_before
     spark.stop()
     figures = {"events": count, "seconds": round(took, 1), "events_per_s": round(count / took)}
-    return {**figures, "peak_mb": int(peak.split()[1]) // 1024, **seconds}
+    return {
+        **figures,
+        "cpu_us_per_event": round(cpu / count * 1e6, 2),
+        "peak_mb": watched.peak_mb,
+        **{scope: number for scope, number in keys.items() if scope not in ("read", "later")},
+    }
+
+
+class Watched:
+    """Spark's Java process and the Python workers below it: their processor time and most memory at once."""
+
+    def __init__(self, java: int) -> None:
+        self.peak_mb = 0
+        self._java = java
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def cpu_s(self) -> float:
+        """Seconds of all of them, and of the workers that have ended."""
+        ticks = 0
+        for pid in (self._java, *_below(self._java)):
+            own_and_ended = _fields(f"/proc/{pid}/stat")[11:15]
+            ticks += sum(map(int, own_and_ended))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def _watch(self) -> None:
+        while not self._done.wait(WATCH_S):
+            pages = sum(
+                int((_fields(f"/proc/{pid}/statm", after="") or [0, 0])[1])
+                for pid in (self._java, *_below(self._java))
+            )
+            self.peak_mb = max(self.peak_mb, pages * os.sysconf("SC_PAGE_SIZE") >> 20)
+
+
+def _below(pid: int) -> list[int]:
+    """The processes that this one has started, and those that they have."""
+    children = [
+        int(one) for path in Path(f"/proc/{pid}/task").glob("*/children") for one in _fields(str(path), "")
+    ]
+    return [each for child in children for each in (child, *_below(child))]
+
+
+def _fields(path: str, after: str = ")") -> list[str]:
+    """The words of one of the kernel's lines, behind the process's name; none where it has ended."""
+    try:
+        text = Path(path).read_text()
+    except OSError:
+        return []
+    return (text.rpartition(after)[2] if after else text).split()
 
 
 def one_size(count: int, cores: int, memory: str) -> dict[str, float]:
@@ -213,17 +266,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if asked.measure:
         print(json.dumps(measure(asked.measure, asked.folder)))
         return
-    print(f"{'events':>12} {'seconds':>8} {'events/s':>10} {'peak MB':>8}  seconds by scope")
+    print(
+        f"{'events':>12} {'seconds':>8} {'events/s':>10} {'CPU us/event':>13} {'peak MB':>8}  keys by scope"
+    )
     rows = []
     for count in asked.events:
         row = one_size(count, asked.cores, asked.memory)
         rows.append(row)
-        scopes = {
-            name: one
-            for name, one in row.items()
-            if name not in ("events", "seconds", "events_per_s", "peak_mb")
-        }
-        line = f"{count:>12,} {row['seconds']:>8} {row['events_per_s']:>10,} {row['peak_mb']:>8,}  {scopes}"
+        keys = {name: one for name, one in row.items() if name not in FIGURES}
+        line = f"{count:>12,} {row['seconds']:>8} {row['events_per_s']:>10,} {row['cpu_us_per_event']:>13}"
+        line += f" {row['peak_mb']:>8,}  {keys}"
         print(line, flush=True)
     if asked.out:
         machine = {"cores": asked.cores, "machine": platform.machine(), "load": os.getloadavg()[0]}

@@ -20,25 +20,22 @@ from pyspark.sql import functions as F  # the name that Spark's own documentatio
 
 from glue_jobs.app_files import read_app
 from glue_jobs.lake import add_arguments, open_lake, read_events
-from glue_jobs.point_in_time import as_of_now
-from narrows.features.registry import VISITOR_SCOPES, FeatureSet
-
-
-def scopes(features: FeatureSet) -> list[str]:
-    """The scopes that events fold into, of those that the app declares anything in."""
-    alone = [scope for scope in (*sorted(VISITOR_SCOPES), "item") if features.scoped(scope).features]
-    return [*alone, *dict.fromkeys(one.declaration.scope for one in features.group_features)]
+from glue_jobs.nightly import Night
+from narrows.features.registry import FeatureSet
 
 
 def build(events: DataFrame, features: FeatureSet, output: str, as_of: float) -> dict[str, int]:
     """Write the folders under `output`; returns how many events were read and how many keys each has."""
-    counts = {"read": events.count(), "later": events.where(F.col("time") > as_of).count()}
-    for scope in scopes(features):
+    later = F.sum((F.col("time") > as_of).cast("long"))
+    read = events.agg(F.count("*").alias("read"), F.coalesce(later, F.lit(0)).alias("later")).first()
+    counts: dict[str, int] = read.asDict() if read else {}
+    night = Night(events, features, as_of, counts["read"])
+    for scope in night.scopes:
         folder = f"{output.rstrip('/')}/{scope.replace(':', '_')}"
-        values = as_of_now(events, features, scope, as_of)
+        values = night.values(scope)
         values.write.mode("overwrite").parquet(folder)
         counts[scope] = events.sparkSession.read.schema(values.schema).parquet(folder).count()
-        events.sparkSession.catalog.clearCache()
+    night.forget()
     return counts
 
 

@@ -1,7 +1,7 @@
 """What was known of a visitor or an item at a moment: served where there is a record of it, else recomputed.
 
 A request is a visitor at a moment. Its values come from the events at or before that moment and from no
-other: one aggregate grouped by (key, as_of) gives them, the same that gives the nightly state.
+other: one aggregate grouped by (key, as_of) gives them.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ def read_decisions(spark: SparkSession, landing: str) -> DataFrame:
     return lines.groupBy("recommendation_id").agg(first).select("record.*")
 
 
-def keyed(events: DataFrame, scope: str, *, at_login: bool = True) -> DataFrame:
+def keyed(events: DataFrame, scope: str) -> DataFrame:
     """The events that count under the key whose state they fold into, and `since` when they are known to it.
 
-    What a session did before its visitor logged in belongs to the session, and from then on (`at_login`) to
-    the user as well: whoever asks for the session asks for a moment before.
+    What a session did before its visitor logged in belongs to the session, and from then on to the user as
+    well: whoever asks for the session asks for a moment before.
     """
     events.createOrReplaceTempView("narrows_lake")
     own = events.sparkSession.sql(keyed_sql(scope, "narrows_lake")).withColumn("since", F.col("time"))
-    return own.unionByName(_moved(events, own)) if scope == "visitor" and at_login else own
+    return own.unionByName(_moved(events, own)) if scope == "visitor" else own
 
 
 def point_in_time(events: DataFrame, requests: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
@@ -86,15 +86,6 @@ def point_in_time(events: DataFrame, requests: DataFrame, features: FeatureSet, 
     rows = _extracted(keyed(events, scope), features, scope)
     known = rows.join(asked, "key").where(F.col("since") <= F.col("as_of"))
     return _folded(_together(known.drop("since"), features, scope), features, scope)
-
-
-def as_of_now(events: DataFrame, features: FeatureSet, scope: str, as_of: float) -> DataFrame:
-    """The same for every key, as of one moment; what a session left to its user is the user's alone."""
-    known = events.where(F.col("time") <= as_of)
-    rows = _extracted(keyed(known, scope, at_login=False), features, scope).drop("since")
-    if scope == "visitor":
-        rows = _moved_for_good(rows, _logins(known))
-    return _folded(_together(rows, features, scope).withColumn("as_of", F.lit(as_of)), features, scope)
 
 
 def _extracted(rows: DataFrame, features: FeatureSet, scope: str) -> DataFrame:
@@ -236,15 +227,6 @@ def _moved(events: DataFrame, keyed: DataFrame) -> DataFrame:
     user = F.concat(F.lit("u#"), F.col("login.user_id"))
     since = F.greatest("time", "login.time")
     return moved.withColumn("key", user).withColumn("since", since).select(*keyed.columns)
-
-
-def _moved_for_good(rows: DataFrame, logins: DataFrame) -> DataFrame:
-    """The rows of sessions that logged in under their user; users' own rows take no part in the join."""
-    user = F.concat(F.lit("u#"), F.col("login.user_id"))
-    sessions = logins.select(F.concat(F.lit("s#"), "session_id").alias("key"), user.alias("moved_to"))
-    theirs = rows.where("key LIKE 's#%'").join(sessions.hint("shuffle_hash"), "key", "left")
-    moved = theirs.withColumn("key", F.coalesce("moved_to", "key")).select(*rows.columns)
-    return rows.where("key NOT LIKE 's#%'").unionByName(moved)
 
 
 def _logins(events: DataFrame) -> DataFrame:

@@ -24,6 +24,8 @@ def attach() -> SparkSession:
     SparkContext._ensure_initialized(gateway=gateway)
     running = gateway.jvm.org.apache.spark.SparkContext.getOrCreate()
     context = SparkContext(gateway=gateway, jsc=gateway.jvm.JavaSparkContext.fromSparkContext(running))
+    # Spark's Python workers see what this job sees, each job's in processes of its own
+    context.environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
     # not the JVM's session: tables that a job keeps in memory are its own, and cleared by it alone
     return SparkSession(context, gateway.jvm.SparkSession(running, {}))
 

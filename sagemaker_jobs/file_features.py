@@ -22,7 +22,6 @@ from narrows.evaluation.leave_one_out import ANONYMOUS_PREFIX
 from narrows.features.columns import EventColumns, TextColumn
 from narrows.features.kinds import LastN, PerValue
 from narrows.features.registry import FeatureSet
-from narrows.features.selection import HOUR_S
 from narrows.features.statistics import NONE_DECLARED, DeclaredItems
 from narrows.interactions import Interactions
 
@@ -119,7 +118,7 @@ def _events(folder: Path) -> EventColumns | None:
         "event_type": _text(table.column("event_type")),
         "item_id": _text(table.column("item_id")),
         "user_id": TextColumn(np.where(anonymous[users.codes], -1, users.codes), users.words),
-        "hour": TextColumn((time // HOUR_S % 24).astype(np.int64), tuple(str(hour) for hour in range(24))),
+        "hour": TextColumn.hours(time),
     }
     numbers = {}
     if "value" in table.column_names:

@@ -15,6 +15,7 @@ from localcloud.spark import spark_environment
 from tests import servers
 
 PARTS = "4"
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         servers.unavailable("Iceberg", str(error))
     scratch = tmp_path_factory.mktemp("spark")
     before = dict(os.environ)
-    os.environ.update(spark_environment([], scratch, [jar]))
+    os.environ.update(spark_environment([ROOT], scratch, [jar]))
     try:
         session = SparkSession.builder.master("local[2]").appName("tests")
         for name, value in settings(str(scratch / "lake")).items():

@@ -43,7 +43,7 @@ AREAS: Mapping[str, Area] = {
     ),
     CLI: area("narrows narrows.adapters narrows.cli localcloud", "numpy tqdm"),
     "lambdas": area("narrows narrows.adapters lambdas", "numpy aws_lambda_powertools pydantic"),
-    "glue_jobs": area("narrows narrows.adapters glue_jobs", "numpy pyspark awsglue"),
+    "glue_jobs": area("narrows narrows.adapters glue_jobs", "numpy pyarrow pyspark awsglue"),
     "sagemaker_jobs": area("narrows narrows.adapters sagemaker_jobs", "numpy lightgbm jax optax pyarrow"),
     "localcloud": area(
         "narrows narrows.adapters localcloud",

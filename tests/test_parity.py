@@ -31,6 +31,8 @@ DAY = 86_400.0
 T0 = 1_763_596_800.0
 NOW = T0 + 30 * DAY
 TYPES = ("impression", "view", "click", "add_to_cart", "purchase", "refund", "do_not_show")
+LATE_LOGINS = {1: 0.3, 2: 0.9}
+"""Of what share of the events of a visitor the account is not known, by the visitor's number modulo 5."""
 COLOURS = ("red", "blue", "grün", "紫", "it's \\ odd", "")
 
 
@@ -119,7 +121,7 @@ def _event(rng: random.Random, place: int, visitors: int) -> Event:
         event_type=kind,
         time=min(time, NOW),
         received_at=time + rng.choice((1.0, 5.0, 2 * DAY)),
-        user_id=f"ann{number}" if number % 3 else None,
+        user_id=f"ann{number}" if number % 3 and rng.random() > LATE_LOGINS.get(number % 5, 0.0) else None,
         session_id=f"visit{number}",
         item_id=None if kind == "impression" else f"i{rng.randrange(500)}",
         value=rng.choice((None, rng.uniform(1, 300))),
@@ -379,6 +381,43 @@ def test_three_renderings_give_the_same_values(
         assert wrong[:3] == []
 
 
+@pytest.mark.spark
+def test_the_night_gives_every_key_the_same_values(
+    spark: Any, features: FeatureSet, arrived: list[Event], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all scopes from one scan, in many parts, with sessions that logged in moved to their users."""
+    from glue_jobs import nightly
+
+    monkeypatch.setattr(nightly, "AT_A_SEAT", 9_000)
+    as_of = T0 + 25 * DAY
+    events = [event for event in arrived[:FEWER] if event.time <= as_of]
+    lake_rows = pq.read_table(folder / "fewer.parquet").to_pylist()
+    of_visitors = logged_in(events, [row for row in lake_rows if row["time"] <= as_of])
+    night = nightly.Night(spark.read.parquet(str(folder / "fewer.parquet")), features, as_of, FEWER)
+    assert set(night.scopes) == set(SCOPES)
+    for scope in SCOPES:
+        found = {row["key"]: row.asDict() for row in night.values(scope).collect()}
+        asked = [(key, as_of) for key in sorted(found)]
+        if scope == "visitor":
+            assert found.keys() == {event.visitor_key for event in of_visitors}
+        expected = by_python(features, scope, of_visitors if scope == "visitor" else events, asked)
+        view = of_scope(features, scope)
+        for (key, _), python in zip(asked, expected, strict=True):
+            built = without_groups(as_python(view, found[key]))
+            assert differences(without_groups(python), built) == [], key
+    night.forget()
+
+
+def logged_in(events: Sequence[Event], rows: Sequence[Mapping[str, Any]]) -> list[Event]:
+    """The events with those of a session without an account under the first user that it logged in as.
+
+    That an event counts nowhere does not matter to who logged in, so those of all rows tell it.
+    """
+    logins = sorted((one["time"], one["user_id"], one["session_id"]) for one in rows if one["user_id"])
+    first = {session: user for _, user, session in reversed(logins)}
+    return [replace(one, user_id=one.user_id or first.get(one.session_id)) for one in events]
+
+
 def without_groups(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without what only the nightly build may show: features of groups that can be too small."""
     return {name: one for name, one in values.items() if not name.startswith("rare")}
@@ -389,6 +428,8 @@ def test_a_group_below_its_minimum_shows_nothing(
     spark: Any, features: FeatureSet, arrived: list[Event], folder: Path
 ) -> None:
     """The purchases of a brand are told where thirty users bought it, and else are missing."""
+    from glue_jobs.nightly import Night
+
     buyers: dict[str, set[str | None]] = defaultdict(set)
     for brand, event in keyed("by:brand", arrived):
         if event.event_type == "purchase" and event.time <= T0 + 7 * DAY:
@@ -398,6 +439,9 @@ def test_a_group_below_its_minimum_shows_nothing(
     shown = {brand for (brand, _), one in zip(asked, found, strict=True) if not one["rare_missing"]}
     assert shown == {brand for brand, users in buyers.items() if len(users - {None}) >= 30}
     assert 0 < len(shown) < len(buyers)
+    night = Night(spark.read.parquet(str(folder / "all.parquet")), features, T0 + 7 * DAY, EVENTS)
+    assert shown == {row["key"] for row in night.values("by:brand").where("rare IS NOT NULL").collect()}
+    night.forget()
 
 
 @pytest.mark.spark

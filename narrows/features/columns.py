@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from narrows.events import Event, Scalar
-from narrows.features.selection import FIELDS, NUMBER_FIELDS, Selection, text_hash
+from narrows.features.selection import FIELDS, HOUR_S, HOURS, NUMBER_FIELDS, Selection, text_hash
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -31,6 +32,11 @@ class TextColumn:
         known: dict[str, int] = {}
         codes = [known.setdefault(text, len(known)) if text else -1 for text in texts]
         return TextColumn(np.array(codes, np.int64), tuple(known))
+
+    @staticmethod
+    def hours(time: Floats) -> TextColumn:
+        """The hour of the day of each moment, in UTC: what `hour` names."""
+        return TextColumn((time // HOUR_S % len(HOURS)).astype(np.int64), HOURS)
 
     def take(self, chosen: NDArray[Any]) -> TextColumn:
         """These rows."""
@@ -135,6 +141,64 @@ class EventColumns:
         return TextColumn(np.where(self.taken(of), column.codes, -1), column.words)
 
 
+@dataclass(frozen=True, eq=False)
+class Entries:
+    """What each group holds several of: texts in their order, each with its number where a group holds a map.
+
+    `group` says whose each entry is, ascending; `known` of every group whether it holds anything, be it an
+    empty list.
+    """
+
+    group: Integers
+    words: TextColumn
+    known: Truths
+    numbers: Floats | None = None
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def objects(self) -> Objects:
+        """A list for each group, or a dict; an empty one for nothing."""
+        texts = np.array([*self.words.words, ""], np.object_)[self.words.codes].tolist()
+        numbers = None if self.numbers is None else self.numbers.tolist()
+        found = np.empty(len(self), np.object_)
+        for group, (start, end) in enumerate(pairwise(self.ends.tolist())):
+            part = texts[start:end]
+            found[group] = part if numbers is None else dict(zip(part, numbers[start:end], strict=True))
+        return found
+
+    @property
+    def ends(self) -> Integers:
+        """The place of the first entry of each group, and at last how many there are."""
+        return np.searchsorted(self.group, np.arange(len(self) + 1))
+
+    def only(self, groups: Truths) -> Entries:
+        """These groups as they are; the others hold nothing."""
+        kept = groups[self.group]
+        numbers = None if self.numbers is None else self.numbers[kept]
+        return Entries(self.group[kept], self.words.take(kept), self.known & groups, numbers)
+
+
+def names_read(by: Callable[[EventColumns], Any]) -> tuple[list[str], list[str]]:
+    """The fields and properties that this reads of events: as text and as number, in order."""
+    texts, numbers = _Asked(), _Asked()
+    nothing = np.empty(0)
+    by(EventColumns(TextColumn.of(()), nothing, nothing.astype(np.int64), texts, numbers))
+    return sorted(texts.names), sorted(numbers.names)
+
+
+class _Asked(dict[str, Any]):
+    """Columns that are not there, and remember who asked for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return default
+
+
 def _text(value: Scalar | None) -> str | None:
     return value if isinstance(value, str) else None
 
@@ -164,19 +228,26 @@ def extremes(values: Floats, groups: Integers, size: int) -> tuple[Floats, Float
 def newest(events: EventColumns, chosen: Truths, groups: Integers, keep: int) -> Integers:
     """The rows of the newest `keep` chosen events of each group, by group and from oldest to newest."""
     rows = np.flatnonzero(chosen)
-    rows = rows[np.lexsort((events.order[rows], events.time[rows], groups[rows]))]
-    return rows[_from_end(groups[rows]) < keep]
+    if not _in_order(groups[rows], events.time[rows], events.order[rows]):
+        rows = rows[np.lexsort((events.order[rows], events.time[rows], groups[rows]))]
+    return rows[from_start(groups[rows][::-1])[::-1] < keep]
 
 
-def _from_end(ordered: Integers) -> Integers:
-    """The number of later rows of the same group, in rows that are ordered by group."""
-    ends = np.searchsorted(ordered, ordered, side="right")
-    return np.asarray(ends - 1 - np.arange(len(ordered)), np.int64)
+def _in_order(*keys: NDArray[Any]) -> bool:
+    """Whether rows are sorted by these keys, the first first: then nothing has to be."""
+    tied = np.ones(max(0, len(keys[0]) - 1), np.bool_)
+    for key in keys:
+        if np.any(tied & (key[1:] < key[:-1])):
+            return False
+        tied &= key[1:] == key[:-1]
+    return True
 
 
 def from_start(ordered: Integers) -> Integers:
-    """The number of earlier rows of the same group, in rows that are ordered by group."""
-    return np.asarray(np.arange(len(ordered)) - np.searchsorted(ordered, ordered, side="left"), np.int64)
+    """The number of earlier rows of the same group, in rows of which those of a group are neighbours."""
+    places = np.arange(len(ordered))
+    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
+    return np.asarray(places - np.maximum.accumulate(np.where(first, places, 0)), np.int64)
 
 
 def prefixes(events: EventColumns, keys: Sequence[str], as_of: Floats) -> tuple[Integers, Integers]:

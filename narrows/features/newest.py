@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from narrows.events import Event
-from narrows.features.columns import EventColumns, Floats, Integers, Objects, newest
+from narrows.features.columns import Entries, EventColumns, Floats, Integers, newest
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.folding import Fold, State, number
 from narrows.features.parameters import ParameterRule, as_texts, whole
@@ -78,17 +78,14 @@ class LastN(Fold):
         """Item ids from the oldest to the newest, as far as they had happened at `now`."""
         return [entry[2] for entry in state if entry[0] <= now] if state else None
 
-    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Objects:
-        """For each group its list of item ids, None for no event."""
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Entries:
+        """For each group its list of item ids."""
         items = events.text("item_id")
         rows = newest(events, events.taken(self.of) & (items.codes >= 0), groups, self.keep)
-        lists = np.full(size, None, np.object_)
-        for group in np.unique(groups[rows]):
-            lists[group] = []
+        known = np.zeros(size, np.bool_)
+        known[groups[rows]] = True
         happened = rows[events.time[rows] <= as_of[groups[rows]]]
-        for group, item in zip(groups[happened].tolist(), items.codes[happened].tolist(), strict=True):
-            lists[group].append(items.words[item])
-        return lists
+        return Entries(groups[happened], items.take(happened), known)
 
     def sql_entry(self, rows: SqlRows) -> tuple[str, str]:
         item_id = rows.column(rows.text("item_id"))

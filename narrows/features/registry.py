@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from narrows.errors import SettingsError
 from narrows.events import Event
 from narrows.features.checks import check
-from narrows.features.columns import EventColumns, Floats, prefixes
+from narrows.features.columns import Entries, EventColumns, Floats, Integers, prefixes
 from narrows.features.computed import ComputedFeatures
 from narrows.features.declarations import FeatureDeclaration, canonical, meaning
-from narrows.features.kinds import KINDS, Kind, LastN, PerValue, Selection, State, kind_of
+from narrows.features.kinds import KINDS, DistinctCount, Kind, LastN, PerValue, Selection, State, kind_of
 from narrows.features.scopes import scope_of
 
 VISITOR_SCOPES = frozenset({"visitor", "user", "session"})
@@ -42,6 +42,27 @@ class Feature:
     @property
     def name(self) -> str:
         return self.declaration.name
+
+    @property
+    def least(self) -> int:
+        """How many different members a group must have for this to be told of it; 0 where no one asks."""
+        least, distinct = (self.declaration.parameters.get(one) for one in ("minimum_group", "distinct"))
+        return least if isinstance(least, int) and isinstance(distinct, str) else 0
+
+    @property
+    def members(self) -> DistinctCount:
+        """What counts the members of a group, exactly up to `least`."""
+        distinct = str(self.declaration.parameters.get("distinct"))
+        chosen = Selection(self.kind.types, dict(self.declaration.where), distinct)
+        return DistinctCount(chosen, keep=self.least + 1)
+
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats | Entries:
+        """The kind's values of groups, and nothing of those that are too small to be told of."""
+        found: Floats | Entries = self.kind.values(events, groups, size, as_of)
+        if not self.least:
+            return found
+        enough = self.members.values(events, groups, size, as_of) >= self.least
+        return found.only(enough) if isinstance(found, Entries) else np.where(enough, found, np.nan)
 
 
 class FeatureSet:
@@ -167,11 +188,9 @@ class FeatureSet:
         past = events.take(rows)
         values: dict[str, NDArray[Any]] = {}
         for feature in self.features:
-            found = feature.kind.values(past, requests, len(keys), as_of)
-            if isinstance(feature.kind, LastN | PerValue):
-                for row in (row for row, one in enumerate(found) if one is None):
-                    found[row] = [] if isinstance(feature.kind, LastN) else {}
-                values[feature.name] = found
+            found = feature.values(past, requests, len(keys), as_of)
+            if isinstance(found, Entries):
+                values[feature.name] = found.objects()
                 continue
             missing = np.isnan(found)
             values[feature.name] = np.where(missing, feature.declaration.default, found)

@@ -15,9 +15,9 @@ from typing import cast
 
 from narrows.events import EXCLUDING_TYPES
 from narrows.features.folding import Additive, Newest, Tally
-from narrows.features.kinds import DistinctCount, Kind, LastN, LastValue, PerValue, Selection
+from narrows.features.kinds import DistinctCount, Kind, LastN, LastValue, PerValue
 from narrows.features.registry import Feature, FeatureSet
-from narrows.features.sql_rows import SqlRows, literal, mark_of
+from narrows.features.sql_rows import SqlRows, literal, mark_of, text_sql
 from narrows.features.tallies import Entropy
 
 COLUMNS = (
@@ -25,24 +25,32 @@ COLUMNS = (
     *("impression", "query", "texts", "numbers"),
 )
 """The columns of the lake that features read."""
+COUNTS = (
+    "consent AND coalesce(size(marks), 0) <= 0 "
+    f"AND event_type NOT IN ({', '.join(literal(one) for one in sorted(EXCLUDING_TYPES))})"
+)
+"""A condition: without consent, with a mark, or of a type that only hides items, an event counts nowhere."""
+SHOWN = "CASE WHEN item_id IS NULL THEN array_distinct(impression) END"
+"""The items of an impression without an item, which counts for each of them."""
 _ITEM = {"item_id": "key AS item_id", "impression": "cast(NULL AS array<string>) AS impression"}
 
 
 def keyed_sql(scope: str, events: str) -> str:
-    """The lake's events that count, each with the `key` of what it belongs to in this scope.
-
-    Without consent, with a mark, or of a type that only hides items, an event counts nowhere. An impression
-    without an item counts for each item that it showed.
-    """
-    excluded = ", ".join(literal(one) for one in sorted(EXCLUDING_TYPES))
-    counts = f"consent AND coalesce(size(marks), 0) <= 0 AND event_type NOT IN ({excluded})"
-    chosen = f"SELECT * FROM {events} WHERE {counts}"
+    """The lake's events that count, each with the `key` of what it belongs to in this scope."""
+    chosen = f"SELECT * FROM {events} WHERE {COUNTS}"
     if scope == "item":
-        shown = "explode(CASE WHEN item_id IS NULL THEN array_distinct(impression) ELSE array(item_id) END)"
         columns = ", ".join(_ITEM.get(name, name) for name in COLUMNS)
-        return f"SELECT key, {columns} FROM (SELECT *, {shown} AS key FROM ({chosen}))"
-    key = _key(scope)
+        shown = f"explode(coalesce({SHOWN}, array(item_id)))"
+        return f"SELECT key, {columns} FROM (SELECT *, {shown} AS key FROM ({chosen})) WHERE key IS NOT NULL"
+    key = key_sql(scope)
     return f"SELECT {key} AS key, {', '.join(COLUMNS)} FROM ({chosen}) WHERE {key} IS NOT NULL"
+
+
+def key_sql(scope: str) -> str:
+    """Whose an event is in a scope, as text over the lake's columns; an item's events know theirs."""
+    if scope in ("user", "session"):
+        return f"concat('{scope[0]}#', {scope}_id)"
+    return text_sql(scope.removeprefix("by:")) if scope.startswith("by:") else "visitor"
 
 
 def values_sql(
@@ -103,9 +111,8 @@ class _Query:
         self.tallied: dict[str, dict[str, Tally]] = {}
         for feature in self.features:
             self._place(feature.name, feature.kind)
-            group = _group(feature)
-            if group:
-                self._place(f"{feature.name}_group", group)
+            if feature.least:
+                self._place(f"{feature.name}_group", feature.members)
 
     def _place(self, name: str, kind: Kind) -> None:
         if isinstance(kind, LastN | LastValue):
@@ -212,26 +219,7 @@ class _Query:
             read = f"CASE WHEN size({name}) > 0 THEN {kind.sql_read(name)} END"
         else:
             read = cast(Additive, kind).sql_read(self.parts[name], "as_of")
-        group = _group(feature)
-        return f"CASE WHEN size({name}_group) >= {group.keep} THEN {read} END" if group else read
-
-
-def _group(feature: Feature) -> DistinctCount | None:
-    """What counts the members of a feature's group, where the declaration asks for at least some."""
-    least, distinct = (feature.declaration.parameters.get(name) for name in ("minimum_group", "distinct"))
-    if not isinstance(least, int) or not isinstance(distinct, str):
-        return None
-    return DistinctCount(Selection(feature.kind.types, dict(feature.declaration.where), distinct), least)
-
-
-def _key(scope: str) -> str:
-    if scope in ("user", "session"):
-        return f"concat('{scope[0]}#', {scope}_id)"
-    if scope.startswith("by:"):
-        rows = SqlRows()
-        rows.text(scope.removeprefix("by:"))
-        return next(iter(rows.extracted))
-    return "visitor"
+        return f"CASE WHEN size({name}_group) >= {feature.least} THEN {read} END" if feature.least else read
 
 
 def _also(columns: Mapping[str, str]) -> str:

@@ -40,18 +40,12 @@ class SqlRows:
 
     def number(self, name: str) -> str:
         """A field or property as double, NULL where it is no finite number."""
-        if name in _FIELDS and name not in NUMBER_FIELDS:
-            return "cast(NULL AS double)"
-        read = _FIELDS.get(name) or f"numbers[{literal(name)}]"
-        column = _add(self.extracted, read, "p")
+        column = _add(self.extracted, number_sql(name), "p")
         return f"CASE WHEN abs({column}) < {_INFINITE} THEN {column} END"
 
     def text(self, name: str) -> str:
         """A field or property as text, NULL where it is empty or no text."""
-        if name in NUMBER_FIELDS:
-            return "cast(NULL AS string)"
-        read = _FIELDS.get(name) or f"texts[{literal(name)}]"
-        return _add(self.extracted, f"nullif({read}, '')", "p")
+        return _add(self.extracted, text_sql(name), "p")
 
     def taken(self, by: Selection) -> str:
         """A condition: whether type and `where` of the selection fit."""
@@ -90,6 +84,20 @@ class SqlRows:
         """A condition: whether the event's type is one of these."""
         codes = sorted(self._types.setdefault(name, len(self._types)) for name in sorted(types))
         return f"kind IN ({', '.join(str(code) for code in codes)})"
+
+
+def number_sql(name: str) -> str:
+    """A field or property as double over the lake's columns, NULL where it is text."""
+    if name in _FIELDS and name not in NUMBER_FIELDS:
+        return "cast(NULL AS double)"
+    return _FIELDS.get(name) or f"numbers[{literal(name)}]"
+
+
+def text_sql(name: str) -> str:
+    """A field or property as text over the lake's columns, NULL where it is empty or a number."""
+    if name in NUMBER_FIELDS:
+        return "cast(NULL AS string)"
+    return f"nullif({_FIELDS.get(name) or f'texts[{literal(name)}]'}, '')"
 
 
 def literal(value: Scalar) -> str:

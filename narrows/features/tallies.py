@@ -17,10 +17,10 @@ import numpy as np
 
 from narrows.events import Event
 from narrows.features.columns import (
+    Entries,
     EventColumns,
     Floats,
     Integers,
-    Objects,
     TextColumn,
     extremes,
     from_start,
@@ -88,9 +88,11 @@ class DistinctCount(Fold):
         return float((self.keep - 1) * HASH_RANGE / state[-1])
 
     def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
-        pairs = Pairs.of(events, events.words(self.of), groups)
+        pairs = Pairs.of(events.words(self.of), groups)
         kept = pairs.least(self.keep)
         number = np.bincount(pairs.group[kept], minlength=size).astype(np.float64)
+        if not np.any(number >= self.keep):
+            return np.where(number == 0, np.nan, number)
         greatest = extremes(pairs.mark[kept].astype(np.float64), pairs.group[kept], size)[1]
         with np.errstate(invalid="ignore", divide="ignore"):
             estimate = (self.keep - 1) * float(HASH_RANGE) / greatest
@@ -183,20 +185,19 @@ class PerValue(Fold):
         """The value of each text that the state holds."""
         return {text: self.kind.read(one, now) for text, one in sorted(state.items())} or None
 
-    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Objects:
-        """For each group a mapping from text to value, None for no event."""
+    def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Entries:
+        """For each group a map from text to value."""
         column = events.text(self.by)
-        pairs = Pairs.of(events, column, groups)
-        known = pairs.place >= 0
-        inner = self.kind.values(events.take(known), pairs.place[known], len(pairs), as_of[pairs.group])
+        pairs = Pairs.of(column, groups)
+        number = len(pairs)
+        place = np.where(pairs.place < 0, number, pairs.place)  # what has no text is a pair that nobody reads
+        moments = np.append(as_of[pairs.group], as_of[:1] if size else 0.0)
+        inner = self.kind.values(events, place, number + 1, moments)[:number]
         taken = np.flatnonzero(~np.isnan(inner))
         kept = taken[pairs.only(taken).least(self.keep)]
-        found = np.full(size, None, np.object_)
-        for place in kept[np.lexsort((pairs.order[kept], pairs.group[kept]))].tolist():
-            group = pairs.group[place]
-            found[group] = found[group] or {}
-            found[group][column.words[pairs.word[place]]] = float(inner[place])
-        return found
+        known = np.zeros(size, np.bool_)
+        known[pairs.group[kept]] = True
+        return Entries(pairs.group[kept], TextColumn(pairs.word[kept], column.words), known, inner[kept])
 
     def sql_word(self, rows: SqlRows) -> str:
         return rows.word(Selection(value=self.by))
@@ -264,7 +265,7 @@ class Entropy(Fold):
         return max(0.0, -float(sum(share * math.log2(share) for share in shares)))
 
     def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
-        pairs = Pairs.of(events, events.words(self.of), groups)
+        pairs = Pairs.of(events.words(self.of), groups)
         kept = pairs.least(self.keep)
         counts = np.bincount(pairs.place[pairs.place >= 0], minlength=len(pairs))[kept].astype(np.float64)
         total = np.bincount(pairs.group[kept], weights=counts, minlength=size)
@@ -289,39 +290,43 @@ class Entropy(Fold):
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """The different (group, text) of some events: `word` is the text's place, `mark` its hash.
+    """The different (group, text) of some events, by group: `word` is the text's place in its column.
 
-    `place` says of each event which pair it is in, -1 for none; `order` is the text's place by code points.
+    `place` says of each event which pair it is in, -1 for none.
     """
 
+    column: TextColumn
     group: Integers
     word: Integers
-    mark: Integers
-    order: Integers
     place: Integers
 
     @staticmethod
-    def of(events: EventColumns, column: TextColumn, groups: Integers) -> Pairs:
+    def of(column: TextColumn, groups: Integers) -> Pairs:
         """The pairs of events in these groups with this column."""
         known = column.codes >= 0
         width = max(1, len(column.words))
         joined, at = np.unique(groups[known] * width + column.codes[known], return_inverse=True)
-        place = np.full(len(events), -1, np.int64)
+        place = np.full(len(groups), -1, np.int64)
         place[known] = at
-        word = joined % width
-        return Pairs(joined // width, word, column.hashes[word], column.places[word], place)
+        return Pairs(column, joined // width, joined % width, place)
 
     def __len__(self) -> int:
         return len(self.group)
 
+    @property
+    def mark(self) -> Integers:
+        """The hash of each text."""
+        return self.column.hashes[self.word]
+
     def only(self, chosen: Integers) -> Pairs:
         """Some of them; their events are left out."""
-        nothing = np.empty(0, np.int64)
-        return Pairs(self.group[chosen], self.word[chosen], self.mark[chosen], self.order[chosen], nothing)
+        return Pairs(self.column, self.group[chosen], self.word[chosen], np.empty(0, np.int64))
 
     def least(self, keep: int) -> Integers:
-        """The places of the `keep` pairs with the smallest hashes in each group."""
-        ordered = np.lexsort((self.order, self.mark, self.group))
+        """The places of the `keep` pairs with the smallest hashes in each group; by group."""
+        if not np.any(from_start(self.group) >= keep):
+            return np.arange(len(self))  # nothing is hashed where all can be kept
+        ordered = np.lexsort((self.column.places[self.word], self.mark, self.group))
         return np.asarray(ordered[from_start(self.group[ordered]) < keep], np.int64)
 
 
