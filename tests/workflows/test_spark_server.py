@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,19 @@ print(spark.table("lake.narrows.numbers").cache().count(), spark.sparkContext.ap
 sys.exit(0 if sys.argv[2] == "ends" else "it was told to fail")
 """
 
+WITH_WORKERS = """
+import mine
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.getOrCreate()
+print(spark.range(1).mapInArrow(mine.said, "word string").first()[0])
+"""
+MINE = """
+import pyarrow
+def said(batches):
+    for batch in batches:
+        yield pyarrow.RecordBatch.from_pydict({{"word": ["{word}"] * batch.num_rows}})
+"""
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[SparkServer]:
@@ -37,15 +50,21 @@ def server(tmp_path: Path) -> Iterator[SparkServer]:
     server.end()
 
 
-def run(folder: Path, found: Mapping[str, str], lake: str, word: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path,
+    found: Mapping[str, str],
+    *words: str,
+    text: str = SCRIPT,
+    packages: Sequence[Path] = (ROOT,),
+) -> subprocess.CompletedProcess[str]:
     """The script as a job: a process of its own that was told where Spark is."""
     script = folder / "job.py"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     scratch = folder / "tmp"
     scratch.mkdir(exist_ok=True)
     return subprocess.run(
-        [sys.executable, "-m", "localcloud.spark_driver", str(script), str(folder / lake), word],
-        env={**os.environ, **spark_environment([ROOT], scratch), **found},
+        [sys.executable, "-m", "localcloud.spark_driver", str(script), *words],
+        env={**os.environ, **spark_environment(packages, scratch), **found},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -63,9 +82,9 @@ def running(address: Mapping[str, str]) -> str:
 def test_jobs_share_one_spark_and_nothing_else(server: SparkServer, tmp_path: Path) -> None:
     """The next job finds the same application, but a lake of its own; a failure is of one job only."""
     with server.lent() as found:
-        first = run(tmp_path, found, "one", "ends")
-        failed = run(tmp_path, found, "two", "fails")
-        third = run(tmp_path, found, "three", "ends")
+        first = run(tmp_path, found, str(tmp_path / "one"), "ends")
+        failed = run(tmp_path, found, str(tmp_path / "two"), "fails")
+        third = run(tmp_path, found, str(tmp_path / "three"), "ends")
     assert (first.returncode, failed.returncode, third.returncode) == (0, 1, 0), third.stderr
     assert failed.stderr.endswith("it was told to fail\n")
     assert first.stdout.split()[0] == third.stdout.split()[0] == "2"
@@ -94,3 +113,14 @@ def test_a_spark_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest.
     server = SparkServer(tmp_path, [])
     with pytest.raises(JobFailed, match=r"(?s)Spark did not start; its log .*Too small"), server.lent():
         pass
+
+
+@pytest.mark.spark
+def test_the_workers_of_a_job_see_its_own_packages(server: SparkServer, tmp_path: Path) -> None:
+    """What one job brought under a name is not what the next one gets under it."""
+    with server.lent() as found:
+        for word in ("one", "two"):
+            (tmp_path / word).mkdir()
+            (tmp_path / word / "mine.py").write_text(MINE.format(word=word))
+            done = run(tmp_path, found, text=WITH_WORKERS, packages=[ROOT, tmp_path / word])
+            assert done.stdout.split() == [word], done.stderr[-2000:]
