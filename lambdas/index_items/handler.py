@@ -10,7 +10,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 
 from narrows.adapters.items import entries_of
-from narrows.adapters.opensearch import index_versions
+from narrows.adapters.opensearch_versions import index_versions
 from narrows.indexing import index_items
 from narrows.settings import environment, load_app
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from narrows.adapters.control import DynamoControlTable
-from narrows.adapters.opensearch import index_versions
+from narrows.adapters.opensearch_versions import index_versions
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.snapshots import LiveSnapshot, SnapshotCopy
 from narrows.adapters.text_encoders import text_encoder

@@ -223,7 +223,9 @@ def _vectors(settings: Settings, app: App) -> IndexVersions | None:
     """Where the app's vectors lie, if not in this process."""
     if not settings.search_url:
         return None
-    from narrows.adapters.opensearch import index_versions  # half a second that the embedded tier saves
+    from narrows.adapters.opensearch_versions import (
+        index_versions,
+    )  # half a second that the embedded tier saves
 
     return index_versions(
         app.index,

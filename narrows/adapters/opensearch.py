@@ -2,22 +2,19 @@
 
 The vectors of one embedding version lie in two OpenSearch indexes behind one search. A build fills `main`;
 once it is promoted, changes go to `fresh`, which is small and refreshed every second, and take what they
-replace out of `main`. Which version is live is an alias over both, moved in one step.
+replace out of `main`. `opensearch_versions` has which versions there are.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
-import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import boto3
@@ -32,19 +29,15 @@ from opensearchpy import (
 )
 
 from narrows.errors import InvalidInput, StoreUnavailable
-from narrows.index_settings import Engine, IndexSettings
+from narrows.index_settings import IndexSettings
 from narrows.retrieval import Floats, Rows
 from narrows.vector_index import (
     EVERYTHING,
-    IS_LIVE,
-    IS_WHOLE,
     NO_ATTRIBUTES,
     Attributes,
     IndexGone,
     Neighbours,
-    VectorIndex,
     Where,
-    absent,
     asked,
     checked_vectors,
     refused,
@@ -52,11 +45,9 @@ from narrows.vector_index import (
 
 SEARCH_S, CHANGE_S = 0.5, 60.0
 DOCUMENTS_A_BULK = 1_000
-FRESH_REFRESH, MAIN_REFRESH, NO_REFRESH = "1s", "5s", "-1"
 CONNECTIONS = 32
 LARGEST_BYTE = 127.0
 MAIN, FRESH = "main", "fresh"
-HALF_BUILT = "half built"
 PATIENT = {"request_timeout": CHANGE_S}
 ANSWERED = ("responses.hits.hits._index", "responses.hits.hits._score", "responses.hits.hits.fields.row")
 FAILED = ("responses.error.type", "responses.error.reason", "responses.status")
@@ -76,22 +67,6 @@ def connect(url: str, *, timeout_s: float = SEARCH_S, region: str = "") -> OpenS
         timeout=timeout_s,
         max_retries=0,
         retry_on_timeout=False,
-    )
-
-
-def index_versions(
-    settings: IndexSettings,
-    *,
-    url: str,
-    name: str,
-    engine: str,
-    region: str = "",
-    search_s: float = SEARCH_S,
-) -> OpenSearchIndexVersions:
-    """The indexes of an app, where the variables SEARCH_URL, SEARCH_NAME and SEARCH_ENGINE say."""
-    client = connect(url, timeout_s=search_s, region=region)
-    return OpenSearchIndexVersions(
-        client, name, settings.on(cast(Engine, engine)) if engine else settings, search_s=search_s
     )
 
 
@@ -206,6 +181,22 @@ class OpenSearchVectorIndex:
             self._read(one, found.rows[at], found.scores[at], scales[at])
         return found
 
+    def meta(self) -> dict[str, Any]:
+        """What its mappings say of it, by which it is opened again as it was made."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "dimension": self.dimension,
+            "whole": self.whole,
+            "scale": self.scale,
+            "settings": asdict(self.settings),
+        }
+
+    def write_meta(self) -> None:
+        """Let the mappings of both parts say what is true of it now."""
+        with asking(self.version):
+            self.client.indices.put_mapping(index=self._parts(), body={"_meta": self.meta()}, params=PATIENT)
+
     def _parts(self) -> str:
         return f"{self.base}-{MAIN},{self.base}-{FRESH}"
 
@@ -264,10 +255,7 @@ class OpenSearchVectorIndex:
     def _found_scale(self, vectors: Floats) -> float:
         """From the first vectors that come; later ones may be larger by half before they are cut off."""
         self.scale = scale = LARGEST_BYTE / max(1.5 * float(np.abs(vectors).max()), 1e-12)
-        with asking(self.version):
-            self.client.indices.put_mapping(
-                index=self._parts(), body={"_meta": _meta(self.name, self)}, params=PATIENT
-            )
+        self.write_meta()
         return scale
 
     def _put(self, documents: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -307,158 +295,6 @@ class OpenSearchVectorIndex:
             if result["status"] != 400:
                 _fail(self.version, result["status"], result["error"])
             yield row, str(result["error"].get("reason"))
-
-
-class OpenSearchIndexVersions:
-    """The indexes of one app in one cluster, told from others by `name`."""
-
-    def __init__(
-        self, client: OpenSearch, name: str, settings: IndexSettings, *, search_s: float = SEARCH_S
-    ) -> None:
-        self._client, self._name, self._settings, self._search_s = client, name, settings, search_s
-
-    def create(self, version: str, dimension: int) -> VectorIndex:
-        state = self._there().states.get(version)
-        if state in ("whole", "live"):
-            raise InvalidInput("version", version, IS_WHOLE)
-        if state:
-            self._delete(version)
-        index = OpenSearchVectorIndex(
-            self._client,
-            self._name,
-            self._base(version),
-            version,
-            dimension,
-            self._settings,
-            False,
-            None,
-            self._search_s,
-        )
-        with asking(version):
-            for part in (MAIN, FRESH):
-                name = f"{index.base}-{part}"
-                self._client.indices.create(name, body=self._body(index, part), params=PATIENT)
-        return index
-
-    def promote(self, version: str) -> None:
-        there = self._there()
-        if version not in there.states:
-            raise absent(version, there.states)
-        index = self._index(there.meta[version])
-        index.refresh()
-        index.whole = True
-        alias = f"{self._name}-live"
-        parts = [f"{index.base}-{part}" for part in (MAIN, FRESH)]
-        actions = [
-            {"remove": {"index": f"{self._base(other)}-*", "alias": alias}}
-            for other, state in there.states.items()
-            if state == "live"
-        ]
-        actions += [{"add": {"index": part, "alias": alias}} for part in parts]
-        often = {"index": {"refresh_interval": MAIN_REFRESH}}
-        with asking(version):
-            self._client.indices.put_mapping(
-                index=",".join(parts), body={"_meta": _meta(self._name, index)}, params=PATIENT
-            )
-            self._client.indices.put_settings(index=parts[0], body=often, params=PATIENT)
-            self._client.indices.update_aliases(body={"actions": actions}, params=PATIENT)
-
-    def open(self, version: str | None = None) -> VectorIndex:
-        there = self._there()
-        named = {name for name, state in there.states.items() if state == "live"}
-        wanted = next(iter(named), None) if version is None else version
-        if wanted is None or there.states.get(wanted, HALF_BUILT) == HALF_BUILT:
-            raise absent(version, there.states)
-        return self._index(there.meta[wanted])
-
-    def drop(self, version: str) -> None:
-        states = self._there().states
-        if states.get(version) == "live":
-            raise InvalidInput("version", version, IS_LIVE)
-        if version in states:
-            self._delete(version)
-
-    def _there(self) -> _There:
-        """What the cluster holds under our name, in one round trip."""
-        with asking(None):
-            found = self._client.indices.get(
-                index=f"{self._name}-vectors-*",
-                params=PATIENT | {"filter_path": "*.aliases,*.mappings._meta", "expand_wildcards": "all"},
-            )
-        states: dict[str, str] = {}
-        described: dict[str, Mapping[str, Any]] = {}
-        parts: Counter[str] = Counter()
-        for one in found.values():
-            meta = one.get("mappings", {}).get("_meta", {})
-            if meta.get("name") != self._name:
-                continue
-            version = meta["version"]
-            parts[version] += 1
-            described[version] = meta
-            live = f"{self._name}-live" in one.get("aliases", {})
-            states[version] = "live" if live else "whole" if meta["whole"] else HALF_BUILT
-        broken = {version: HALF_BUILT for version, count in parts.items() if count < 2}
-        return _There(states | broken, described)
-
-    def _index(self, meta: Mapping[str, Any]) -> OpenSearchVectorIndex:
-        """As it was made; only how wide a search looks is a matter of today's settings."""
-        made = {**meta["settings"], "filters": tuple(meta["settings"]["filters"])}
-        return OpenSearchVectorIndex(
-            self._client,
-            self._name,
-            self._base(meta["version"]),
-            meta["version"],
-            meta["dimension"],
-            IndexSettings(**{**made, "ef_search": self._settings.ef_search}),
-            meta["whole"],
-            meta["scale"],
-            self._search_s,
-        )
-
-    def _body(self, index: OpenSearchVectorIndex, part: str) -> dict[str, Any]:
-        return {
-            "settings": {
-                "index": {
-                    "knn": True,
-                    "number_of_shards": self._settings.shards if part == MAIN else 1,
-                    "number_of_replicas": self._settings.replicas,
-                    "refresh_interval": FRESH_REFRESH if part == FRESH else NO_REFRESH,
-                }
-            },
-            "mappings": mapping(self._settings, index.dimension, _meta(self._name, index)),
-            "aliases": {f"{index.base}-{part}-write": {}},
-        }
-
-    def _base(self, version: str) -> str:
-        """The name of a version's indexes: OpenSearch knows no capitals and few signs."""
-        digest = hashlib.sha256(version.encode()).hexdigest()[:8]
-        readable = re.sub(r"[^a-z0-9]+", "-", version.lower())[:80].strip("-")
-        return f"{self._name}-vectors-{readable}-{digest}"
-
-    def _delete(self, version: str) -> None:
-        with asking(version):
-            self._client.indices.delete(
-                index=f"{self._base(version)}-*", params=PATIENT | {"ignore_unavailable": "true"}
-            )
-
-
-@dataclass(frozen=True)
-class _There:
-    """By version: "live", "whole" or "half built", and what its mapping says of it."""
-
-    states: Mapping[str, str]
-    meta: Mapping[str, Mapping[str, Any]]
-
-
-def _meta(name: str, index: OpenSearchVectorIndex) -> dict[str, Any]:
-    return {
-        "name": name,
-        "version": index.version,
-        "dimension": index.dimension,
-        "whole": index.whole,
-        "scale": index.scale,
-        "settings": asdict(index.settings),
-    }
 
 
 def _batches(changes: Iterable[tuple[str, ...]], size: int) -> Iterator[list[tuple[str, ...]]]:

@@ -17,6 +17,7 @@ from narrows.adapters import (
     memory,
     memory_vectors,
     opensearch,
+    opensearch_versions,
     s3,
     sqs,
 )
@@ -24,7 +25,19 @@ from narrows.adapters import (
 HERE = Path(__file__).parent
 ADAPTERS = {
     name
-    for module in (control, dynamodb, faiss, items, kinesis, memory, memory_vectors, opensearch, s3, sqs)
+    for module in (
+        control,
+        dynamodb,
+        faiss,
+        items,
+        kinesis,
+        memory,
+        memory_vectors,
+        opensearch,
+        opensearch_versions,
+        s3,
+        sqs,
+    )
     for name, one in inspect.getmembers(module, inspect.isclass)
     if one.__module__ == module.__name__ and not name.startswith("_")
 }

@@ -14,7 +14,8 @@ import pytest
 from opensearchpy import OpenSearch
 
 from narrows.adapters.memory_vectors import MemoryVectorIndex
-from narrows.adapters.opensearch import OpenSearchIndexVersions, connect, mapping
+from narrows.adapters.opensearch import connect, mapping
+from narrows.adapters.opensearch_versions import OpenSearchIndexVersions
 from narrows.errors import InvalidInput, StoreUnavailable
 from narrows.index_settings import IndexSettings
 from narrows.retrieval import Floats, Rows

@@ -12,7 +12,8 @@ import pytest
 
 from narrows.adapters.faiss import FaissVectorIndex
 from narrows.adapters.memory_vectors import MemoryIndexVersions, MemoryVectorIndex
-from narrows.adapters.opensearch import OpenSearchIndexVersions, connect
+from narrows.adapters.opensearch import connect
+from narrows.adapters.opensearch_versions import OpenSearchIndexVersions
 from narrows.errors import InvalidInput
 from narrows.index_settings import IndexSettings
 from narrows.retrieval import Floats, Rows

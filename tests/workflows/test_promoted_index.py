@@ -15,7 +15,8 @@ import pytest
 
 from narrows.adapters.bundle import Serving, parts_of
 from narrows.adapters.control import DynamoControlTable
-from narrows.adapters.opensearch import OpenSearchIndexVersions, connect, index_versions
+from narrows.adapters.opensearch import connect
+from narrows.adapters.opensearch_versions import OpenSearchIndexVersions, index_versions
 from narrows.adapters.refreshing import Cellar, Live
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.snapshots import SnapshotCopy

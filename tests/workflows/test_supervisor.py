@@ -21,7 +21,8 @@ from localcloud.home import StartError
 from localcloud.jars import JarMissing
 from localcloud.opensearch import JdkMissing
 from localcloud.processes import end, is_running, ready_line, spawn, started_at
-from narrows.adapters.opensearch import OpenSearchIndexVersions, connect
+from narrows.adapters.opensearch import connect
+from narrows.adapters.opensearch_versions import OpenSearchIndexVersions
 from narrows.errors import StoreUnavailable
 from narrows.index_settings import IndexSettings
 from narrows.vector_index import IndexGone
