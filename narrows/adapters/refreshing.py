@@ -26,6 +26,10 @@ SLOWEST_RETRY_S = 60.0
 DELTAS_WITHIN_S = 10.0
 """A refresh that fetches longer gives up; the next one goes on with what is here."""
 
+INDEX = "index"
+MENDED = frozenset({TEXT_ENCODER, INDEX})
+"""What is missing while another server is away: each refresh tries again."""
+
 FROZEN_S = 2.0
 """A poll that is so late was not kept waiting by its store, whose answers take a second at most."""
 
@@ -72,7 +76,7 @@ class Cellar:
         try:
             return replace(serving, index=self._versions.open(serving.model_version))
         except NarrowsError as error:
-            return replace(serving, problems={**serving.problems, "index": type(error).__name__})
+            return replace(serving, problems={**serving.problems, INDEX: type(error).__name__})
 
     def follow(self, serving: Serving, pointer: Pointer) -> Serving:
         """What is served, with the items of a later version of the same base; the models stay as they are.
@@ -81,9 +85,9 @@ class Cellar:
         """
         snapshot = self._copy.follow(serving.snapshot, pointer, within_s=DELTAS_WITHIN_S)
         sources, unplaced = with_newest(serving.sources, snapshot)
-        known = {part: why for part, why in serving.problems.items() if part != TEXT_ENCODER}
+        known = {part: why for part, why in serving.problems.items() if part not in MENDED}
         static_rows = snapshot.rows(self._app.static_items)
-        return replace(
+        followed = replace(
             serving,
             snapshot=snapshot,
             sources=sources,
@@ -92,6 +96,7 @@ class Cellar:
             static_rows=static_rows[static_rows >= 0],
             problems={**known, **unplaced},
         )
+        return self._with_index(followed) if serving.index is None else followed
 
 
 def _damaged(serving: Serving) -> bool:
@@ -231,8 +236,8 @@ class Refresher:
         self._live, self._serving = live, serving
 
     def _waits(self) -> bool:
-        """Whether items still wait for their text vectors."""
-        return self._serving is not None and TEXT_ENCODER in self._serving.problems
+        """Whether something is missing that may be there the next time."""
+        return self._serving is not None and not MENDED.isdisjoint(self._serving.problems)
 
     def _followed(self, live: Live) -> Serving | None:
         """What is to be served; None where only deltas came and it is too early for the next.

@@ -36,6 +36,7 @@ from narrows.settings import App, load_app
 from narrows.snapshot import ItemSnapshot, open_base, write_base, write_delta
 from narrows.snapshot_versions import delta_file
 from narrows.sources import als, covisitation, load_sources, popular, two_tower
+from narrows.vector_index import VectorIndex
 from narrows.visitor import Visitor
 from tests.unit.test_indexing import network
 
@@ -503,6 +504,40 @@ def test_the_two_towers_search_the_index_of_their_own_version(app: App, control:
     assert len(vectors) == later.snapshot.capacity
     assert later.index is index
     assert len(index) == 2
+
+
+class AwayVersions(MemoryIndexVersions):
+    """Indexes on a server that is away until somebody brings it back."""
+
+    away = True
+
+    def open(self, version: str | None = None) -> VectorIndex:
+        if self.away:
+            raise StoreUnavailable("the server of the indexes does not answer")
+        return super().open(version)
+
+
+def test_a_process_that_started_without_its_index_finds_it_later(app: App, control: Control) -> None:
+    """Its server was away when all was loaded: all is compared and the reason told, until it is back."""
+    with_towers(control.store / "model")
+    versions = AwayVersions()
+    versions.create("m1", 3)
+    versions.promote("m1")
+    copy = SnapshotCopy(control.store / "cellar", control.download, control.get)
+    control.cellar = Cellar(app, copy, versions=versions)
+    fresh = refresher(app, control)
+    control.live = Live(Pointer("m1", "model", NOW), Pointer("s1", "snapshot", NOW))
+    fresh.tick()
+    assert fresh.stages.problems["index"] == "StoreUnavailable"
+    control.time += 120.0
+    fresh.tick()
+    assert fresh.stages.problems["index"] == "StoreUnavailable"
+    versions.away = False
+    control.time += 120.0
+    fresh.tick()
+    assert "index" not in fresh.stages.problems
+    assert fresh.stages.sources["two_tower"].index is versions.open("m1")  # type: ignore[attr-defined]
+    assert len(control.loads) == 1
 
 
 def test_policy_changes_arrive_within_the_poll(app: App, control: Control) -> None:
