@@ -20,6 +20,8 @@ NO_ROWS: Rows = np.empty(0, np.int32)
 NO_TIMES: NDArray[np.float64] = np.empty(0, np.float64)
 NO_WEIGHTS: Floats = np.empty(0, np.float32)
 RECIPROCAL_RANK_CONSTANT = 60.0
+COMPARED = 20_000
+"""Up to so many pairs of rows to compare all is faster than to sort."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +157,13 @@ def _await(future: Future[_Answer], until: float, clock: Callable[[], float]) ->
     return answer if answer.finished <= until else "timeout"
 
 
+def among(rows: Rows, others: Rows) -> NDArray[np.bool_]:
+    """bool[n]: which of the rows are among the others."""
+    if len(rows) * len(others) <= COMPARED:
+        return np.asarray((others[:, None] == rows).any(axis=0))
+    return np.isin(rows, others)
+
+
 def merge(answers: Sequence[tuple[str, Retrieved | None]], *, exclude: Rows = NO_ROWS) -> Candidates:
     """One line per distinct row, in order of row; a source without an answer keeps its empty column."""
     names = tuple(name for name, _ in answers)
@@ -167,7 +176,7 @@ def merge(answers: Sequence[tuple[str, Retrieved | None]], *, exclude: Rows = NO
         return merge(
             [(name, _distinct(one)) for (name, _), one in zip(answers, found, strict=True)], exclude=exclude
         )
-    kept = np.flatnonzero((rows >= 0) & ~np.isin(rows, exclude))
+    kept = np.flatnonzero((rows >= 0) & ~among(rows, exclude))
     first = np.append(True, ~again)[: len(rows)][kept]
     at, columns, order = np.cumsum(first) - 1, columns[kept], order[kept]
     ranks = np.full((int(first.sum()), len(names)), -1, np.int32)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.errors import BundleError
-from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Query, Retrieved, Rows
+from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Query, Retrieved, Rows, among
 from narrows.vector_index import MOST_RESULTS, VectorIndex
 
 RowsOf = Callable[[Sequence[str]], Rows]
@@ -47,7 +47,7 @@ def first(ordered: Rows, quota: int, query: Query) -> Rows:
     step = quota + len(query.exclude)
     while held < quota and begin < min(len(ordered), LOOKED_AT):
         part = ordered[begin : begin + step]
-        part = part[~np.isin(part, query.exclude)]
+        part = part[~among(part, query.exclude)]
         found.append(part[query.passes(part)] if query.passes else part)
         held += len(found[-1])
         begin, step = begin + step, 4 * step
@@ -71,7 +71,7 @@ def searched(index: VectorIndex, wanted: Floats, quota: int, exclude: Rows) -> R
     """The rows of an index with the highest inner products, without the excluded ones."""
     found = index.search(wanted, min(max(quota + len(exclude), 1), MOST_RESULTS))
     rows, scores = found.rows[0], found.scores[0]
-    kept = (rows >= 0) & ~np.isin(rows, exclude)
+    kept = (rows >= 0) & ~among(rows, exclude)
     return Retrieved(rows[kept][:quota], scores[kept][:quota])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.networks import Weights, session_state
-from narrows.retrieval import NO_ROWS, Floats, Query, Retrieved, Rows
+from narrows.retrieval import Floats, Query, Retrieved, Rows, among
 from narrows.sources.rows import (
     NOTHING,
     RowsOf,
@@ -94,7 +94,7 @@ class SessionSource:
 
     `rows` int32[items] has the row of each of the model's items, `places` int32[size] the item of each row,
     -1 for none. With an `index`, which holds the items by row, likelihoods are estimated: their sum is that
-    of the likeliest items, and for the others what the places of `sample` let expect.
+    of the likeliest items, and for the others what a sample lets expect: `sampled`, every `step`-th item.
     """
 
     items: Floats
@@ -103,7 +103,7 @@ class SessionSource:
     weights: Weights
     params: Params
     index: VectorIndex | None = None
-    sample: Rows = field(default_factory=lambda: NO_ROWS)
+    step: int = 1
     sampled: Floats = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     name: str = "session"
     signal_names: tuple[str, ...] = SIGNALS
@@ -111,8 +111,9 @@ class SessionSource:
 
     def searching(self, index: VectorIndex) -> SessionSource:
         """The same over an index that holds its items."""
-        sample = np.arange(0, len(self.items), max(1, len(self.items) // SAMPLED), dtype=np.int32)
-        return replace(self, index=index, sample=sample, sampled=self.items[sample], _newest=[])
+        step = max(1, len(self.items) // SAMPLED)
+        sampled = np.ascontiguousarray(self.items[::step])
+        return replace(self, index=index, step=step, sampled=sampled, _newest=[])
 
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The likeliest next items, with the logarithms of their likelihoods."""
@@ -121,7 +122,7 @@ class SessionSource:
             return NOTHING
         excluded = known(query.exclude, len(self.places))
         if asked.logits is None:
-            kept = np.flatnonzero(~np.isin(asked.found.rows, excluded))[:quota]
+            kept = np.flatnonzero(~among(asked.found.rows, excluded))[:quota]
             return Retrieved(asked.found.rows[kept], _log_likelihood(asked.found.scores[kept], asked))
         found = best(asked.logits.copy(), quota, self.places[excluded])
         return Retrieved(self.rows[found.rows], _log_likelihood(found.scores, asked))
@@ -174,9 +175,12 @@ class SessionSource:
         found = searched(self.index, state, max(quota, LIKELIEST) + len(query.exclude), NOTHING.rows)
         if not len(found.rows):
             return _Asked(query, state, 0.0, found=found)
-        top, others = found.scores[0], ~np.isin(self.rows[self.sample], found.rows)
-        drawn = np.exp(self.sampled[others] @ state - top)
-        rest = drawn.mean() * (len(self.items) - len(found.rows)) if len(drawn) else 0.0
+        top = found.scores[0]
+        drawn, places = np.exp(self.sampled @ state - top), self.places[found.rows]
+        twice = places[places % self.step == 0] // self.step
+        drawn[twice] = 0.0
+        others = len(drawn) - len(twice)
+        rest = float(drawn.sum()) / others * (len(self.items) - len(places)) if others else 0.0
         total = float(np.exp(found.scores - top).sum() + rest)
         return _Asked(query, state, float(top) + float(np.log(total)), found=found)
 

@@ -13,7 +13,7 @@ import pytest
 
 from narrows import networks
 from narrows.adapters.bundle import Serving, load_serving
-from narrows.adapters.bundled_indexes import bound_index, index_files, write_indexes
+from narrows.adapters.bundled_indexes import RECALL, bound_index, index_files, write_indexes
 from narrows.adapters.faiss import FaissVectorIndex
 from narrows.adapters.memory_vectors import MemoryVectorIndex
 from narrows.features.registry import FeatureSet
@@ -117,7 +117,7 @@ def test_what_is_found_is_what_comparing_all_finds(serving: Serving, name: str) 
             if row in known
         ]
         assert np.ptp(np.asarray(both), axis=1).max() < 0.1
-    assert np.mean(shares) >= 0.95
+    assert np.mean(shares) >= RECALL
 
 
 def test_likelihoods_of_a_session_are_estimated_closely(serving: Serving) -> None:

@@ -80,7 +80,7 @@ def test_recall_is_what_was_wanted(power_law: tuple[FaissVectorIndex, MemoryVect
     questions = spread(100, 1)
     lists = index._state.lists
     assert lists is not None
-    assert max(lists.probes[:2]) < lists.index.nlist
+    assert max(lists.probes[:2]) < len(lists.edges)
     assert recall(index, oracle, questions) >= 0.97
     for name in SHARES:
         assert recall(index, oracle, questions, Where({"region": frozenset({name})})) >= 0.97
