@@ -77,21 +77,14 @@ class World:
 
     def catalogue(self) -> list[dict[str, object]]:
         """The items as rows; `regions` are where the item is sold, `stock` is in pieces, `margin` a share."""
-        return [
-            {
-                "item_id": item_id,
-                "title": f"{self._brand_name(i)} {i}",
-                "description": f"{' and '.join(self._category_names(i))} by {self._brand_name(i)}",
-                "category": self._category_names(i),
-                "brand": self._brand_name(i),
-                "price": float(self.price[i]),
-                "created_at": float(self.created_at[i]),
-                "regions": [name for name, sold in zip(COUNTRIES, self.sold_in[:, i], strict=True) if sold],
-                "stock": int(self.stock[i]),
-                "margin": float(self.margin[i]),
-            }
-            for i, item_id in enumerate(self.item_ids)
-        ]
+        return [self._offer(i) for i in range(self.items)]
+
+    def twin(self, item: int, item_id: str) -> dict[str, object]:
+        """The row of an offer that is not in the catalogue: everybody likes it as they like `item`.
+
+        It is another offer of the same maker, kind and price, and nobody has seen it yet.
+        """
+        return {**self._offer(item), "item_id": item_id, "title": f"{self._brand_name(item)} {item_id}"}
 
     def people(self) -> list[dict[str, object]]:
         """The users as rows: user_id, country, segment."""
@@ -140,7 +133,11 @@ class World:
 
     def most_active(self) -> int:
         """The number of the user who comes most often."""
-        return int(np.argmax(np.diff(self._activity, prepend=0.0)))
+        return int(self.by_activity()[0])
+
+    def by_activity(self) -> Integers:
+        """The numbers of the users, those who come most often first."""
+        return np.argsort(-np.diff(self._activity, prepend=0.0), kind="stable")
 
     def _draw_vectors(self, rng: np.random.Generator) -> None:
         n, kinds = self.items, len(self.categories)
@@ -199,6 +196,20 @@ class World:
         score[(proposals == np.arange(self.items)[:, None]) | repeated(proposals)] = -np.inf
         best = np.argsort(-score, axis=1)[:, :SUCCESSORS]
         self.successors = np.take_along_axis(proposals, best, axis=1)
+
+    def _offer(self, i: int) -> dict[str, object]:
+        return {
+            "item_id": self.item_ids[i],
+            "title": f"{self._brand_name(i)} {i}",
+            "description": f"{' and '.join(self._category_names(i))} by {self._brand_name(i)}",
+            "category": self._category_names(i),
+            "brand": self._brand_name(i),
+            "price": float(self.price[i]),
+            "created_at": float(self.created_at[i]),
+            "regions": [name for name, sold in zip(COUNTRIES, self.sold_in[:, i], strict=True) if sold],
+            "stock": int(self.stock[i]),
+            "margin": float(self.margin[i]),
+        }
 
     def _brand_name(self, item: int) -> str:
         return f"{_MAKERS[self.brand[item]]} {self.categories[self.category[item]]}"

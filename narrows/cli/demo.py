@@ -17,6 +17,7 @@ from narrows.cli.kept import keep, kept
 from narrows.cli.places import Places
 from narrows.cli.slates import three_slates
 from narrows.cli.steps import Steps
+from narrows.cli.tastes import note_market
 from narrows.cli.up import MOST_WORKERS, serve_until_stopped
 from narrows.market import DAY_S
 from narrows.simulator import Market
@@ -131,6 +132,7 @@ class _Demo:
 
     def _send(self, api: Api, count: int) -> dict[str, int]:
         """Send the events through the API into Kinesis, and wait until all of them have landed."""
+        note_market(self._home, self._market)
         self.steps.begin("events", f"{count:,} events of {DAYS:.0f} days through POST /api/events")
         landing = Consumers(self._home, ("land_events",))
         self._folding = Consumers(self._home, ("update_features",))

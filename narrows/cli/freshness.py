@@ -13,13 +13,15 @@ from typing import Any, Protocol
 from narrows.cli.api_client import Api
 from narrows.cli.console import CommandFailed, Console, Progress, between
 from narrows.cli.places import Places
+from narrows.cli.tastes import Tastes, noted_market, told
 from narrows.settings import App
 
 DESCRIPTION = """\
 Inject probe items through POST /api/items into the local cloud that runs this app (narrows up), ask every
 surface for slates until each probe may be shown, then sell it out or delete it and ask until it no longer
-may. All is measured at the API's answers; the probes are removed afterwards. Exit code 1 where a target is
-missed."""
+may. With --tastes, add items like some of the simulated market that narrows demo runs on, and see to whom
+they come. All is measured at the API's answers; what was added is removed afterwards. Exit code 1 where a
+target is missed."""
 CREATED, SUPPRESSED = "created_to_eligible", "changed_to_suppressed"
 TARGETS_S = {CREATED: 60.0, SUPPRESSED: 5.0}
 PATIENCE_S = {CREATED: 120.0, SUPPRESSED: 20.0}
@@ -60,6 +62,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--probes", type=between(1, 10_000), default=50, help="how many items to inject (default: 50)"
     )
+    parser.add_argument(
+        "--tastes",
+        type=between(0, 100),
+        default=0,
+        metavar="N",
+        help="add so many items to see whether they come to the users whose taste they fit (default: 0)",
+    )
     parser.add_argument("--json", action="store_true", help="print the percentiles as one JSON object")
     parser.set_defaults(run=run)
 
@@ -76,13 +85,28 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
         )
     if state.get("app") != app.name:
         raise CommandFailed(f"the local cloud runs {state.get('app')}, not {app.name}; narrows down ends it")
-    probes = Probes(app, Api(state["api"]), time.monotonic, time.sleep, run=f"{int(time.time())}")
+    api, run = Api(state["api"]), f"{int(time.time())}"
+    market = noted_market(places.home) if arguments.tastes else None
+    probes = Probes(app, api, time.monotonic, time.sleep, run=run)
     with console.progress("probes", arguments.probes, "probes") as progress:
         try:
             probes.measure(arguments.probes, progress)
         finally:
             removed = probes.remove()
-    return _told({**probes.report(), "removed": removed}, console)
+    report = _told({**probes.report(), "removed": removed}, console)
+    if market is None:
+        return report
+    came = _came(Tastes(app, market, api, time.monotonic, time.sleep, run=run), arguments.tastes, console)
+    return {**report, "tastes": came, "ok": report["ok"] and came["ok"]}
+
+
+def _came(tastes: Tastes, count: int, console: Console) -> dict[str, Any]:
+    with console.progress("new items", count, "items") as progress:
+        try:
+            tastes.measure(count, progress)
+        finally:
+            tastes.remove()
+    return told(tastes.report(), console)
 
 
 def _told(report: dict[str, Any], console: Console) -> dict[str, Any]:
