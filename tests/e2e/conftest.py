@@ -6,8 +6,9 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Cloud:
     page: str
     endpoint: str
     outputs: Mapping[str, str]
+    app: str = APP
 
     def call(self, path: str, body: object | None = None) -> tuple[int, Any]:
         """The status and the JSON of an answer; a body makes it a POST."""
@@ -54,7 +56,7 @@ class Cloud:
     def put_model(self, folder: Path, version: str, previous: str) -> None:
         """Upload a bundle as it is and move the app's pointer to it."""
         self.objects().upload(folder, f"models/{version}")
-        self.move(model_pointer(APP), f"models/{version}", version, previous)
+        self.move(model_pointer(self.app), f"models/{version}", version, previous)
 
     def move(self, pointer: str, prefix: str, version: str, previous: str | None) -> None:
         """Move a pointer of the control table."""
@@ -79,22 +81,28 @@ def items(answer: Mapping[str, Any]) -> list[str]:
 @pytest.fixture(scope="session")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     """Start it once; the catalogue and the model are published before the functions start."""
-    home = tmp_path_factory.mktemp("home")
-    found: dict[str, Any] = {}
+    with started(tmp_path_factory.mktemp("home"), APP, _publish) as running:
+        until_served(running, FIRST)
+        yield running
+
+
+@contextmanager
+def started(home: Path, app: str, publish: Callable[[Cloud], None]) -> Iterator[Cloud]:
+    """A local cloud of an app; `publish` is given it when its stacks are deployed and nothing runs yet."""
+    deployed = Cloud(home, "", "", "", {}, app)
     with pytest.MonkeyPatch.context() as environment:
 
         def prepare(endpoint: str, outputs: Mapping[str, Mapping[str, str]]) -> None:
+            nonlocal deployed
             for name, value in _speaking_to(endpoint).items():
                 environment.setenv(name, value)
             flat = {name: value for stack in outputs.values() for name, value in stack.items()}
-            found["outputs"] = flat
-            _publish(Cloud(home, "", "", endpoint, flat), home)
+            deployed = replace(deployed, endpoint=endpoint, outputs=flat)
+            publish(deployed)
 
-        addresses = supervisor.up(home, APP, workers=2, prepare=prepare)
-        running = Cloud(home, addresses["api"], addresses["page"], addresses["aws_endpoint"], **found)
+        addresses = supervisor.up(home, app, workers=2, prepare=prepare)
         try:
-            until_served(running, FIRST)
-            yield running
+            yield replace(deployed, api=addresses["api"], page=addresses["page"])
         finally:
             supervisor.down(home)
 
@@ -104,11 +112,11 @@ def _speaking_to(endpoint: str) -> dict[str, str]:
     return {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": servers.REGION, **keys}
 
 
-def _publish(cloud: Cloud, scratch: Path) -> None:
-    snapshot = write_snapshot(scratch / "snapshot", FIRST)
-    write_bundle(scratch / "model", snapshot, FIRST, likes=("covisitation.scaled", 1.0))
-    cloud.objects().upload(scratch / "snapshot", f"snapshots/{FIRST}")
-    cloud.objects().upload(scratch / "model", f"models/{FIRST}")
+def _publish(cloud: Cloud) -> None:
+    snapshot = write_snapshot(cloud.home / "snapshot", FIRST)
+    write_bundle(cloud.home / "model", snapshot, FIRST, likes=("covisitation.scaled", 1.0))
+    cloud.objects().upload(cloud.home / "snapshot", f"snapshots/{FIRST}")
+    cloud.objects().upload(cloud.home / "model", f"models/{FIRST}")
     cloud.move(snapshot_pointer(APP), f"snapshots/{FIRST}", FIRST, None)
     cloud.move(model_pointer(APP), f"models/{FIRST}", FIRST, None)
 
