@@ -189,8 +189,10 @@ def test_the_api_outlives_aws(home: Path) -> None:
 def test_in_the_foreground_it_ends_with_its_command(home: Path, number: signal.Signals) -> None:
     """Ctrl-C, SIGTERM and kill -9 of `python -m localcloud up` all end everything."""
     script = (
-        "import sys; from pathlib import Path; from localcloud import supervisor\n"
+        "import signal, sys; from pathlib import Path; from localcloud import supervisor\n"
         "from localcloud.daemon import Modules\n"
+        # tests that a shell runs in the background inherit that Ctrl-C is ignored
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "home = Path(sys.argv[1])\n"
         "supervisor.up(home, 'megashop', workers=1, modules=Modules('plain_aws', 'fake_deploy'))\n"
         "print('up', flush=True)\n"
