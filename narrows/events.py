@@ -30,7 +30,7 @@ _TEXTS = (
 NO_PROPERTIES: Mapping[str, Scalar] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Event:
     """One thing that a visitor did; `time` and `received_at` are epoch seconds, UTC.
 

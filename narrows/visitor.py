@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from narrows.features.registry import FeatureSet
@@ -96,7 +96,7 @@ def _both(user: VisitorState, session: VisitorState, feature_set: FeatureSet) ->
 
 def _without_visitor(session: VisitorState, feature_set: FeatureSet) -> VisitorState:
     own = feature_set.scoped("session").add_all(session.features, ())
-    return replace(session, features=own, do_not_show={})
+    return session._replace(features=own, do_not_show={})
 
 
 def _written(applied: Mapping[str, int]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from narrows.envelope import parse_event
 from narrows.events import Event, parse_moment, pseudonymise, session_key, to_record, user_key
 from narrows.features.login import StateFeatures
 from narrows.features.registry import FeatureSet
-from narrows.features.state import digest_of
+from narrows.features.ring import digest_of
 from narrows.features.stream import StreamRecord, update_features
 from narrows.landing import landing_files
 from narrows.settings import App
@@ -59,7 +59,8 @@ def serve(
     stateful = StateFeatures.of(features)
     batch: list[tuple[str, StreamRecord, Event]] = []
     for number, event in enumerate(events):
-        shard = f"shardId-{digest_of(event.partition_key) % SHARDS:012d}"
+        lane = int.from_bytes(digest_of(event.partition_key), "little") % SHARDS
+        shard = f"shardId-{lane:012d}"
         data = json.dumps(to_record(event)).encode()
         batch.append((shard, StreamRecord(shard, str(FIRST + 7 * number), data), event))
         if len(batch) == BATCH:

@@ -17,7 +17,8 @@ from narrows.adapters.memory import MemoryDeadLetters
 from narrows.events import Event, to_record
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.login import StateFeatures
-from narrows.features.state import StateStore, VisitorState, Write, digest_of
+from narrows.features.ring import digest_of
+from narrows.features.state import StateStore, VisitorState, Write
 from narrows.features.stream import Outcome, StreamRecord, update_features
 
 T0 = 1_700_000_000.0
@@ -73,7 +74,7 @@ class Shards:
         self._sequence = 0
 
     def put(self, event: Event) -> None:
-        digest = digest_of(event.partition_key)
+        digest = int.from_bytes(digest_of(event.partition_key), "little")
         place, lane = digest / 2**64, digest % self.lanes
         shard = next(name for name, low, high in self.open if low <= place < high)
         self._sequence += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from narrows.adapters.aws import translated
@@ -73,7 +72,7 @@ class DynamoStateStore:
             "Item": {
                 "pk": {"S": write.key},
                 "v": {"N": str(expected + 1)},
-                "b": {"B": encode(replace(write.state, version=expected + 1))},
+                "b": {"B": encode(write.state._replace(version=expected + 1))},
                 "ttl": {"N": str(int(now + retention_s))},
             },
         }
@@ -111,7 +110,7 @@ class DynamoStateStore:
 
 
 def _state(row: Mapping[str, Any]) -> VisitorState:
-    return replace(decode(row["b"]["B"]), version=int(row["v"]["N"]))
+    return decode(row["b"]["B"])._replace(version=int(row["v"]["N"]))
 
 
 class DynamoSlateStore:

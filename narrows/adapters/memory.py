@@ -34,7 +34,7 @@ class MemoryStateStore:
             rows = {key: self._rows[key] for key in keys if key in self._rows}
         now = self._clock()
         return {
-            key: replace(decode(data), version=version)
+            key: decode(data)._replace(version=version)
             for key, (version, data, expires_at) in rows.items()
             if expires_at > now
         }
@@ -58,7 +58,7 @@ class MemoryStateStore:
     def _row(self, write: Write, now: float) -> tuple[int, bytes, float]:
         version = write.expected_version + 1
         retention_s = ITEM_RETENTION_S if write.key.startswith(ITEM_PREFIX) else self._retention_s
-        return version, encode(replace(write.state, version=version)), now + retention_s
+        return version, encode(write.state._replace(version=version)), now + retention_s
 
 
 @dataclass

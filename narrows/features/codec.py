@@ -10,6 +10,7 @@ from typing import Any
 
 from narrows.errors import NarrowsError
 from narrows.features.packing import Damaged, pack, unpack
+from narrows.features.ring import SIZE, length
 from narrows.features.state import VisitorState
 
 HEADER = b"NV2"
@@ -33,9 +34,8 @@ def encode(state: VisitorState) -> bytes:
         state.merged_into,
         state.merged,
     )
-    rings = (*state.ring, *state.ring_through)
-    body = struct.pack(f"<{len(rings)}Q", *rings) + pack(content)
-    return _START.pack(HEADER, len(state.ring), len(state.ring_through), zlib.crc32(body)) + body
+    body = state.ring + state.ring_through + pack(content)
+    return _START.pack(HEADER, length(state.ring), length(state.ring_through), zlib.crc32(body)) + body
 
 
 def decode(data: bytes) -> VisitorState:
@@ -54,18 +54,19 @@ def _unpacked(data: bytes) -> VisitorState:
     body = data[_START.size :]
     if zlib.crc32(body) != checksum:
         raise Damaged("its checksum is another one")
-    rings = struct.unpack_from(f"<{own + through}Q", body)
-    features, applied, hidden, updated_at, version, into, merged = unpack(body[8 * (own + through) :])
-    return VisitorState(
-        features, applied, rings[:own], hidden, updated_at, version, into, merged, rings[own:]
-    )
+    between, end = SIZE * own, SIZE * (own + through)
+    if len(body) < end:
+        raise Damaged("its rings are cut short")
+    ring, ring_through = body[:between], body[between:end]
+    features, applied, hidden, updated_at, version, into, merged = unpack(body[end:])
+    return VisitorState(features, applied, ring, hidden, updated_at, version, into, merged, ring_through)
 
 
 def _from_json(data: bytes) -> VisitorState:
     """NV1: JSON, deflated; digests in base 85."""
     features, applied, ring, hidden, updated_at, version = json.loads(zlib.decompress(data[len(HEADER) :]))
     states = {key: _frozen(value) for key, value in features.items()}
-    digests = tuple(int.from_bytes(b85decode(one), "big") for one in ring)
+    digests = b"".join(b85decode(one)[::-1] for one in ring)
     return VisitorState(states, applied, digests, hidden, updated_at, version)
 
 

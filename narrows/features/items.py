@@ -15,7 +15,8 @@ from itertools import product
 
 from narrows.events import EXCLUDING_TYPES, Event
 from narrows.features.registry import Features, FeatureSet
-from narrows.features.state import ITEM_PREFIX, RING, Arrival, StateStore, VisitorState, counts, digest_of
+from narrows.features.ring import digest_of, grown, knows
+from narrows.features.state import ITEM_PREFIX, Arrival, StateStore, VisitorState, counts
 
 DAY_S = 86_400.0
 
@@ -58,15 +59,13 @@ def partials(arrivals: Iterable[Arrival], feature_set: FeatureSet) -> dict[str, 
 
 def fold_item(state: VisitorState, arrivals: Sequence[Arrival], feature_set: FeatureSet) -> VisitorState:
     """The partial after these events; what its ring knows changes nothing."""
-    known = set(state.ring)
     named = [(digest_of(one.event.event_id), one.event) for one in arrivals]
-    fresh = {digest: event for digest, event in reversed(named) if digest not in known}
+    fresh = {digest: event for digest, event in reversed(named) if not knows(state.ring, digest)}
     if not fresh:
         return state
-    return replace(
-        state,
+    return state._replace(
         features=feature_set.add_all(state.features, list(fresh.values())),
-        ring=(*state.ring, *fresh)[-RING:],
+        ring=grown(state.ring, fresh),
         updated_at=max([state.updated_at, *(one.received_at for one in fresh.values())]),
     )
 

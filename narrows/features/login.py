@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from narrows.events import Event, session_key, user_key
 from narrows.features.items import streamed
 from narrows.features.registry import FeatureSet
+from narrows.features.ring import digest_of, knows
 from narrows.features.state import (
     SESSIONS,
     Arrival,
     VisitorState,
     bounded,
     counts,
-    digest_of,
     fold,
     is_new,
     latest,
@@ -120,8 +120,7 @@ class _Work:
         if came.merged_into == user:
             return
         self.after[user] = self._taken_in(self.state(user), session, came)
-        self.after[session] = replace(
-            came,
+        self.after[session] = came._replace(
             features=self._features.session.add_all(came.features, ()),
             do_not_show={},
             merged_into=user,
@@ -130,13 +129,12 @@ class _Work:
 
     def _taken_in(self, user: VisitorState, session: str, came: VisitorState) -> VisitorState:
         merged = tuple(one for one in user.merged if one != session)
-        user = replace(user, merged=(*merged, session)[-SESSIONS:])
+        user = user._replace(merged=(*merged, session)[-SESSIONS:])
         if came.merged_into is not None:
             return user  # what was anonymous went to its first user
         moved = self._features.visitor.add_all(came.features, ())
         marks = {mark_of(shard, session): last for shard, last in came.applied.items() if "|" not in shard}
-        return replace(
-            user,
+        return user._replace(
             features=self._features.every.merge(user.features, moved),
             applied=bounded({**user.applied, **marks}),
             do_not_show=latest(user.do_not_show, came.do_not_show),
@@ -155,19 +153,23 @@ class _Work:
             self.after[key] = fold(state, records, held)
             return
         self.fold_session(key, records)
-        known, user = set(state.ring), state.merged_into
-        late = [one for one in records if is_new(state, one) and digest_of(one.event.event_id) not in known]
+        user = state.merged_into
+        late = [
+            one
+            for one in records
+            if is_new(state, one) and not knows(state.ring, digest_of(one.event.event_id))
+        ]
         if late:
             before = self.state(user)
             after = fold(before, late, self._features.visitor, through=key)
-            self.after[user] = replace(after, ring_through=before.ring_through)
+            self.after[user] = after._replace(ring_through=before.ring_through)
             self._links.append((key, user))
 
     def fold_session(self, key: str, records: Sequence[Arrival], *, through: str = "") -> None:
         """Events into the scope session alone; what the visitor wants to see no more is the user's."""
         state = self.state(key)
         after = fold(state, records, self._features.session, through=through)
-        self.after[key] = replace(after, do_not_show=state.do_not_show)
+        self.after[key] = after._replace(do_not_show=state.do_not_show)
 
     def groups(self) -> list[dict[str, VisitorState]]:
         """The changed states; a state never stored is worth a write only once something is in it."""

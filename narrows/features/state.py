@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from narrows.events import EXCLUDING_TYPES, Event
 from narrows.features.registry import Features, FeatureSet
+from narrows.features.ring import digest_of, grown, knows
 
-RING = 128
 DO_NOT_SHOW = 500
 SHARDS = 16
 ORIGINS = 64
-FEW = 4
-"""Records whose ids are looked up in the ring as it is; for more a set of it is quicker."""
 SESSIONS = 64
 ITEM_PREFIX = "i#"
 ITEM_RETENTION_S = 3 * 86_400.0
@@ -25,31 +22,31 @@ ITEM_RETENTION_S = 3 * 86_400.0
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class VisitorState:
+class VisitorState(NamedTuple):
     """A visitor's features and what makes their fold exact.
 
     `applied`: mark -> the highest sequence number folded in; the mark is `shard` for events of this state's
-    own key and `shard|key` for events that came through another key. `ring`: digests of the newest event ids
-    of its own key, which stop a producer's duplicate; `ring_through`: of those that came through another.
+    own key and `shard|key` for events that came through another key. `ring`: the newest event ids of its own
+    key, as `ring.py` keeps them, which stop a producer's duplicate; `ring_through`: of those that came
+    through another.
     `do_not_show`: item id -> when the visitor said so. `merged_into`: the
     user whose state a session's visitor part has gone to; `merged`: the newest sessions that came into a
     user's. `updated_at` is in epoch seconds; `version` counts the stored writes, 0 for a state that was never
-    stored.
+    stored. A named tuple: one is made for every event, and a frozen dataclass takes several times as long.
     """
 
-    features: Features = field(default_factory=lambda: _NONE)
-    applied: Mapping[str, int] = field(default_factory=lambda: _NONE)
-    ring: tuple[int, ...] = ()
-    do_not_show: Mapping[str, float] = field(default_factory=lambda: _NONE)
+    features: Features = _NONE
+    applied: Mapping[str, int] = _NONE
+    ring: bytes = b""
+    do_not_show: Mapping[str, float] = _NONE
     updated_at: float = 0.0
     version: int = 0
     merged_into: str | None = None
     merged: tuple[str, ...] = ()
-    ring_through: tuple[int, ...] = ()
+    ring_through: bytes = b""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """An event as the stream delivered it; `sequence` is the shard's own, as an integer."""
 
@@ -103,33 +100,41 @@ def fold(
         (said if event.event_type in EXCLUDING_TYPES else behaviour).append(event)
         updated_at = max(updated_at, event.received_at)
     features = feature_set.add_all(state.features, behaviour)
-    ring = (ring + tuple(fresh))[-RING:]
+    ring = grown(ring, fresh)
+    hidden = _hide(state.do_not_show, said) if said else state.do_not_show
+    if through:
+        return state._replace(
+            features={**state.features, **features},
+            applied=bounded(applied),
+            ring_through=ring,
+            do_not_show=hidden,
+            updated_at=updated_at,
+        )
     return VisitorState(
-        features={**state.features, **features} if through else features,
-        applied=bounded(applied),
-        ring=state.ring if through else ring,
-        do_not_show=_hide(state.do_not_show, said) if said else state.do_not_show,
-        updated_at=updated_at,
-        version=state.version,
-        merged_into=state.merged_into,
-        merged=state.merged,
-        ring_through=ring if through else state.ring_through,
+        features,
+        bounded(applied),
+        ring,
+        hidden,
+        updated_at,
+        state.version,
+        state.merged_into,
+        state.merged,
+        state.ring_through,
     )
 
 
 def _fresh(
-    records: Sequence[Arrival], applied: dict[str, int], ring: Sequence[int], through: str
-) -> dict[int, Event]:
+    records: Sequence[Arrival], applied: dict[str, int], ring: bytes, through: str
+) -> dict[bytes, Event]:
     """What counts and is neither folded nor known, by digest; the marks in `applied` go on with it."""
-    known = set(ring) if len(records) > FEW else ring
-    fresh: dict[int, Event] = {}
+    fresh: dict[bytes, Event] = {}
     for record in sorted(records, key=_sequence) if len(records) > 1 else records:
         mark, event = mark_of(record.shard, through), record.event
         if record.sequence > applied.get(mark, -1):
             applied[mark] = record.sequence
             if counts(event):
                 digest = digest_of(event.event_id)
-                if digest not in known:
+                if not knows(ring, digest):
                     fresh.setdefault(digest, event)
     return fresh
 
@@ -147,11 +152,6 @@ def counts(event: Event) -> bool:
 def mark_of(shard: str, through: str = "") -> str:
     """The name under which `applied` keeps how far a shard has been folded, for one origin."""
     return f"{shard}|{through}" if through else shard
-
-
-def digest_of(event_id: str) -> int:
-    """64 bits that stand for an event id in a ring."""
-    return int.from_bytes(hashlib.blake2b(event_id.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
 def bounded(applied: Mapping[str, int]) -> Mapping[str, int]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from narrows.events import Event, Scalar
 from narrows.features.registry import Features, FeatureSet
+from narrows.features.ring import RING
 from narrows.features.scopes import VISITOR_SCOPES
-from narrows.features.state import RING
 from narrows.skew.comparing import Row, Value, values_of
 
 SHIFTS_S = tuple(sign * quarter * 900.0 for quarter in range(1, 57) for sign in (1, -1))

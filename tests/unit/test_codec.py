@@ -33,13 +33,13 @@ states = st.builds(
     VisitorState,
     features=st.dictionaries(words, values, max_size=6),
     applied=st.dictionaries(words, st.integers(0, 10**128), max_size=4),
-    ring=st.lists(st.integers(0, 2**64 - 1), max_size=130).map(tuple),
+    ring=st.lists(st.binary(min_size=8, max_size=8), max_size=130).map(b"".join),
     do_not_show=st.dictionaries(words, floats, max_size=3),
     updated_at=floats,
     version=st.integers(0, 2**40),
     merged_into=st.none() | words,
     merged=st.lists(words, max_size=3).map(tuple),
-    ring_through=st.lists(st.integers(0, 2**64 - 1), max_size=5).map(tuple),
+    ring_through=st.lists(st.binary(min_size=8, max_size=8), max_size=5).map(b"".join),
 )
 FORMER = bytes.fromhex(
     "4e5631785e554f590ac2400cbd4b3ec48f6999c5cc247303cf504618a7050bd50f5b1529bdbb29b860200b2fcb7b6966"
@@ -55,7 +55,7 @@ KNOWN = VisitorState(
         "last:2": ((1700000000.25, "e1", "i1", "view"),),
     },
     applied={"shardId-000000000000": 49590338271490256608559692538361571095921575989136588898},
-    ring=(1971835917959106308,),
+    ring=(1971835917959106308).to_bytes(8, "little"),
     do_not_show={"bad": 1700000001.5},
     updated_at=1700000002.0,
     version=7,

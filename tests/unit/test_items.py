@@ -13,7 +13,8 @@ from narrows.events import Event, to_record
 from narrows.features.items import days_between, item_events, item_states, streamed
 from narrows.features.login import StateFeatures
 from narrows.features.registry import FeatureSet
-from narrows.features.state import RING, Write
+from narrows.features.ring import RING
+from narrows.features.state import Write
 from narrows.features.stream import Outcome, StreamRecord, update_features
 from tests.stream_model import T0, Inline, declared
 

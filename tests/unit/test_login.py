@@ -14,8 +14,9 @@ from narrows.adapters.memory import MemoryStateStore
 from narrows.events import Event, session_key, user_key
 from narrows.features.login import StateFeatures, advance
 from narrows.features.registry import FeatureSet
+from narrows.features.ring import RING, length
 from narrows.features.rounds import LARGEST_GROUP
-from narrows.features.state import RING, Arrival, VisitorState, Write
+from narrows.features.state import Arrival, VisitorState, Write
 from narrows.visitor import Visitor, as_one
 from tests.stream_model import T0, Poller, Shards, Tape, declared
 
@@ -54,7 +55,7 @@ class Table:
         groups = advance(batch, self.states, StateFeatures.of(self.features))
         for group in groups:
             for key, state in group.items():
-                self.states[key] = replace(state, version=state.version + 1)
+                self.states[key] = state._replace(version=state.version + 1)
         return [set(group) for group in groups]
 
 
@@ -150,8 +151,8 @@ def test_a_duplicate_is_known_however_many_events_of_other_keys_lie_between() ->
     table.take(arrivals(event(1000, "u", "s"), event(999 + RING, "u", "s"), shard="b", start=2000))
     assert {key: counted(state) for key, state in table.states.items()} == before
     assert before["u#u"]["visitor"] == before["s#s"]["session"] == 4 * RING + 2
-    assert len(table.states["u#u"].ring) == len(table.states["s#s"].ring_through) == RING
-    assert table.states["u#u"].ring_through == ()
+    assert length(table.states["u#u"].ring) == length(table.states["s#s"].ring_through) == RING
+    assert table.states["u#u"].ring_through == b""
 
 
 def test_a_login_between_two_reads_counts_once() -> None:

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -18,8 +19,8 @@ from narrows.events import Event, to_record
 from narrows.features.codec import UnreadableState, decode, encode
 from narrows.features.login import StateFeatures
 from narrows.features.registry import FeatureSet
+from narrows.features.ring import RING, grown, knows, length
 from narrows.features.state import (
-    RING,
     Arrival,
     VisitorState,
     Write,
@@ -41,7 +42,7 @@ BASE = 49_590_338_271_490_256_608_559_692_538_361_571_095_921_575_989_136_588_89
 
 def arrived(number: int, *, name: str = "", shard: str = "shard-0", **changes: object) -> Arrival:
     event = Event(name or f"e{number}", "click", T0 + number, T0 + number, user_id="u", item_id=f"i{number}")
-    return Arrival(shard, BASE + number, Event(**{**vars(event), **changes}))  # type: ignore[arg-type]
+    return Arrival(shard, BASE + number, replace(event, **changes))  # type: ignore[arg-type]
 
 
 def clicks(state: VisitorState) -> float:
@@ -86,7 +87,7 @@ def test_a_producers_duplicate_is_dropped() -> None:
 def test_the_ring_is_a_window() -> None:
     """It holds the newest ids only, so that the state stays small."""
     state = fold(VisitorState(), [arrived(n) for n in range(RING + 50)], FEATURES)
-    assert len(state.ring) == RING
+    assert length(state.ring) == RING
     assert len(encode(state)) < 6_000
 
 
@@ -104,7 +105,7 @@ def test_a_visitor_can_ask_not_to_see_an_item() -> None:
 def test_an_event_without_consent_is_stepped_over() -> None:
     """It moves the shard's mark and nothing else."""
     state = fold(VisitorState(), [arrived(1, consent=False)], FEATURES)
-    assert (state.features, state.ring) == ({}, ())
+    assert (state.features, state.ring) == ({}, b"")
     assert state.applied == {"shard-0": BASE + 1}
 
 
@@ -253,3 +254,12 @@ def test_a_batch_writes_each_key_once_and_reads_them_together() -> None:
     assert (again.writes, again.failures) == (0, [])
     states = store.get_many([f"u#u{number}" for number in range(20)])
     assert sum(map(clicks, states.values())) == 300
+
+
+@given(st.lists(st.sampled_from([b"aaaaaaaa", b"aaaabbbb", b"bbbbaaaa"]) | st.binary(min_size=8, max_size=8)))
+def test_a_ring_knows_the_newest_and_nothing_across_two_of_them(digests: list[bytes]) -> None:
+    """Bytes that end one digest and begin the next are nobody's."""
+    ring = grown(b"", digests)
+    held = digests[-RING:]
+    asked = [*digests, b"aaaaaaaa", b"aaaabbbb", b"bbbbaaaa", b"aabbbbaa"]
+    assert [knows(ring, one) for one in asked] == [one in held for one in asked]
