@@ -237,11 +237,15 @@ class Function(Construct):
 
 @dataclass(frozen=True)
 class Consumption:
-    """How a stream is cut into invocations, and when a record is given up; times in seconds."""
+    """How a stream is cut into invocations, and when a record is given up; times in seconds.
+
+    Without `attempts` a batch is tried whole until its age gives it up: for functions that fail only while a
+    server is away, and for as long as that takes.
+    """
 
     batch: int
     window_s: int
-    attempts: int = 5
+    attempts: int | None = 5
     max_age_s: int = 6 * 3600
     parallel: int = 1
 
@@ -273,7 +277,7 @@ class StreamConsumer(Construct):
             "starting_position": lambda_.StartingPosition.TRIM_HORIZON,
             "batch_size": consumption.batch,
             "max_batching_window": cdk.Duration.seconds(consumption.window_s),
-            "bisect_batch_on_error": True,
+            "bisect_batch_on_error": consumption.attempts is not None,
             "report_batch_item_failures": True,
             "retry_attempts": consumption.attempts,
             "max_record_age": cdk.Duration.seconds(consumption.max_age_s),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from narrows.errors import StoreUnavailable
 from narrows.freshening import ItemEntry
 from narrows.item_details import written
 from narrows.retrieval import Rows
@@ -36,8 +37,8 @@ class Indexed:
 def index_items(entries: Sequence[ItemEntry], versions: IndexVersions, catalogue: Catalogue) -> Indexed:
     """Put the last state of each item into the index of its vector's version; the same again changes nothing.
 
-    A deleted item, and one without a vector, is taken out of the live index. StoreUnavailable where the index
-    does not answer: then the batch is to be given again.
+    A deleted item, and one without a vector, is taken out of the live index. Only where the index does not
+    answer or goes meanwhile, StoreUnavailable or IndexGone is raised: then the batch is to be given again.
     """
     newest = list({entry.item_id: entry for entry in entries}.values())
     gone = [entry for entry in newest if entry.deleted or not entry.vector]
@@ -52,7 +53,7 @@ def index_items(entries: Sequence[ItemEntry], versions: IndexVersions, catalogue
         if index is None:
             waiting += len(items)
             continue
-        found = _upserted(index, items, catalogue)
+        found = _isolated(index, items, catalogue)
         refused |= found
         upserted += len(items) - len(found)
     return Indexed(upserted, _deleted(versions, gone), waiting, refused)
@@ -107,6 +108,19 @@ def _deleted(versions: IndexVersions, entries: Sequence[ItemEntry]) -> int:
     live.delete(np.asarray([entry.row for entry in entries], np.int32))
     live.refresh()
     return len(entries)
+
+
+def _isolated(index: VectorIndex, entries: Sequence[ItemEntry], catalogue: Catalogue) -> dict[str, str]:
+    """As `_upserted`; an item that raises anything but its server's absence is found by halves."""
+    try:
+        return _upserted(index, entries, catalogue)
+    except (StoreUnavailable, IndexGone):
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever is wrong with one item, the others are put in
+        if len(entries) == 1:
+            return {entries[0].item_id: f"{type(error).__name__}: {error}"}
+    half = len(entries) // 2
+    return _isolated(index, entries[:half], catalogue) | _isolated(index, entries[half:], catalogue)
 
 
 def _upserted(index: VectorIndex, entries: Sequence[ItemEntry], catalogue: Catalogue) -> dict[str, str]:

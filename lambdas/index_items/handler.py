@@ -9,7 +9,7 @@ from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from narrows.adapters.items import entries_of
+from narrows.adapters.items import readable_entries_of
 from narrows.adapters.opensearch_versions import index_versions
 from narrows.indexing import index_items
 from narrows.settings import environment, load_app
@@ -39,8 +39,13 @@ LOGGER = Logger(service="index_items")
 
 
 def handler(event: dict[str, Any], _: Any) -> None:
-    """A batch of the table's stream; an error makes Lambda deliver it again, which changes nothing twice."""
-    indexed = index_items(entries_of(event), VERSIONS, APP.catalogue)
-    if indexed.refused or indexed.waiting:
-        refused = dict(list(indexed.refused.items())[:5])
-        LOGGER.warning("items are not in the index", extra={"refused": refused, "waiting": indexed.waiting})
+    """A batch of the table's stream; while the index is away Lambda delivers it again and again.
+
+    So nothing else may raise: an item that cannot be indexed is refused, and told.
+    """
+    entries, unreadable = readable_entries_of(event)
+    indexed = index_items(entries, VERSIONS, APP.catalogue)
+    refused = {**indexed.refused, **unreadable}
+    if refused or indexed.waiting:
+        told = {"refused": dict(list(refused.items())[:5]), "count": len(refused), "waiting": indexed.waiting}
+        LOGGER.warning("items are not in the index", extra=told)

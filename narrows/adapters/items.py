@@ -124,5 +124,21 @@ def entry_of(image: Mapping[str, Any]) -> ItemEntry:
 
 def entries_of(event: Mapping[str, Any]) -> list[ItemEntry]:
     """The items that a batch of the table's stream tells of, in the order of their changes."""
+    return [entry_of(image) for image in _images(event)]
+
+
+def readable_entries_of(event: Mapping[str, Any]) -> tuple[list[ItemEntry], dict[str, str]]:
+    """As `entries_of`, without the rows that cannot be read: key -> why."""
+    entries: list[ItemEntry] = []
+    unreadable: dict[str, str] = {}
+    for image in _images(event):
+        try:
+            entries.append(entry_of(image))
+        except (KeyError, TypeError, ValueError) as error:
+            unreadable[image["pk"]["S"]] = f"{type(error).__name__}: {error}"
+    return entries, unreadable
+
+
+def _images(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     images = [one["dynamodb"].get("NewImage", {}) for one in event["Records"]]
-    return [entry_of(image) for image in images if image.get("pk", {}).get("S", "").startswith(PREFIX)]
+    return [image for image in images if image.get("pk", {}).get("S", "").startswith(PREFIX)]

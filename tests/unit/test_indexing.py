@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from narrows import networks
+from narrows.adapters.items import readable_entries_of
 from narrows.adapters.memory_vectors import MemoryIndexVersions
 from narrows.errors import StoreUnavailable
 from narrows.freshening import ItemEntry
@@ -92,6 +93,29 @@ def test_a_vector_that_does_not_fit_is_told_and_the_others_go_on(versions: Memor
     assert indexed.refused["long"] == OTHER_SIZE
     assert "finite" in indexed.refused["nan"]
     assert found(versions.open()) == [5]
+
+
+def test_one_item_that_nobody_foresaw_does_not_keep_the_others_out(versions: MemoryIndexVersions) -> None:
+    """Only a server that is away may fail a batch: everything else would hold up the stream."""
+    batch = [entry(name, row, [1, 1]) for row, name in enumerate("abcde", start=1)]
+    batch[2] = entry("c", 3, [1, 1], regions=7)
+    indexed = index_items(batch, versions, CATALOGUE)
+    assert indexed.upserted == 4
+    assert list(indexed.refused) == ["c"]
+    assert indexed.refused["c"].startswith("TypeError: ")
+    assert found(versions.open()) == [1, 2, 4, 5]
+
+
+def test_a_row_that_cannot_be_read_is_told_with_its_key() -> None:
+    """The rest of the stream's batch is read; other things in the table are not items."""
+    good = {"pk": {"S": "item#a"}, "row": {"N": "3"}, "v": {"N": "1"}, "c": {"S": "{}"}}
+    good |= {"d": {"BOOL": False}, "t": {"N": "1.5"}}
+    torn = {**good, "pk": {"S": "item#b"}, "c": {"S": "{"}}
+    records = [{"dynamodb": {"NewImage": one}} for one in (good, torn, {"pk": {"S": "rows"}})]
+    entries, unreadable = readable_entries_of({"Records": records})
+    assert [one.item_id for one in entries] == ["a"]
+    assert list(unreadable) == ["item#b"]
+    assert "JSONDecodeError" in unreadable["item#b"]
 
 
 def test_before_the_first_index_nothing_is_lost() -> None:
