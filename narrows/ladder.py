@@ -12,11 +12,11 @@ from functools import partial
 
 import numpy as np
 
+from narrows.exploration import arrange
 from narrows.features.registry import FeatureSet
 from narrows.policy import PolicyState, gate, passing
 from narrows.question import Question, Request
 from narrows.ranking import Ranked, Ranker, RankRequest
-from narrows.reranking import diversify
 from narrows.retrieval import NO_ROWS, Candidates, CandidateSource, Retrieved, Rows, gather, merge
 from narrows.settings import App, Surface
 from narrows.snapshot import ItemSnapshot
@@ -84,6 +84,7 @@ class Line:
     row: int
     score: float | None
     source: str
+    propensity: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,12 +231,14 @@ def _ranked_offer(rung: str, run: Run, question: Question, candidates: Candidate
     if ranked is None:
         return Offer(rung, ())
     with run.timed("rerank"):
-        diversified = diversify(ranked, run.surface.diversity, run.request.limit)
-    run.counts |= {"ranked": len(ranked.rows), "caps_relaxed": diversified.relaxed}
-    rows, scores = ranked.rows[diversified.order], ranked.scores[diversified.order]
+        request = run.request
+        slate = arrange(ranked, run.surface, request.limit, now=request.now, seed=request.recommendation_id)
+    run.counts |= {"ranked": len(ranked.rows), "explored": slate.explored, "caps_relaxed": slate.relaxed}
+    rows, scores = ranked.rows[slate.order], ranked.scores[slate.order]
     names = _best_sources(candidates, rows)
     lines = [
-        Line(int(row), finite(score), name) for row, score, name in zip(rows, scores, names, strict=True)
+        Line(int(row), finite(score), name, chance)
+        for row, score, name, chance in zip(rows, scores, names, slate.propensities.tolist(), strict=True)
     ]
     return Offer(rung, lines, ranked, candidates)
 

@@ -93,13 +93,7 @@ def _read_visitor(run: Run) -> Visitor:
 
 def _respond(run: Run, question: Question, offer: Offer, lines: list[Line]) -> Recommendation:
     stages, request = run.stages, run.request
-    ids = stages.snapshot.ids([line.row for line in lines])
-    slate = tuple(
-        ShownItem(
-            item_id, line.row, position, line.score, line.source, stages.app.reasons.get(line.source, "")
-        )
-        for position, (item_id, line) in enumerate(zip(ids, lines, strict=True), start=1)
-    )
+    slate = _shown(lines, stages)
     rung = offer.rung if slate else NONE_ELIGIBLE
     run.stage_ms["total"] = (stages.clock() - run.started) * 1e3
     record = DecisionRecord(
@@ -137,6 +131,23 @@ def _respond(run: Run, question: Question, offer: Offer, lines: list[Line]) -> R
         missing_ids=question.missing_ids,
         record=_with_considered(record, offer, stages),
         eligible=offer.ranked.rows if offer.ranked else NO_ROWS,
+    )
+
+
+def _shown(lines: list[Line], stages: Stages) -> tuple[ShownItem, ...]:
+    """The places of the slate, from 1, with what the item's source says for a reason."""
+    ids, reasons = stages.snapshot.ids([line.row for line in lines]), stages.app.reasons
+    return tuple(
+        ShownItem(
+            item_id=item_id,
+            row=line.row,
+            position=position,
+            score=line.score,
+            source=line.source,
+            reason=reasons.get(line.source, ""),
+            propensity=line.propensity,
+        )
+        for position, (item_id, line) in enumerate(zip(ids, lines, strict=True), start=1)
     )
 
 

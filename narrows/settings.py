@@ -93,6 +93,17 @@ class Diversity:
 
 
 @dataclass(frozen=True)
+class Exploration:
+    """`slots` places of a slate are kept for items created within `new_for_s`; the hotter the `temperature`,
+    the less their scores decide which."""
+
+    method: Literal["softmax", "none"] = "none"
+    slots: int = 0
+    new_for_s: float = 7 * 86400.0
+    temperature: float = 0.5
+
+
+@dataclass(frozen=True)
 class Surface:
     """One place where recommendations are shown, and how they are made there.
 
@@ -105,6 +116,7 @@ class Surface:
     sources: tuple[SourceQuota, ...]
     rank_at_most: int
     diversity: Diversity
+    exploration: Exploration
     value: Mapping[str, float]
     ladder: tuple[str, ...]
     seed: Seed
@@ -285,6 +297,7 @@ def _surface(name: str, table: Table, events: Collection[str], sources: Collecti
         sources=_quotas(table, sources),
         rank_at_most=table.whole("rank_at_most", 500, low=limit),
         diversity=_diversity(table.table("diversity", required=False)),
+        exploration=_exploration(table.table("exploration", required=False), limit),
         value=_numbers(table.table("value", required=False), events),
         ladder=table.texts("ladder", RUNGS, known=RUNGS),
         seed=cast(Seed, table.text("seed", "history", known=("history", "item", "cart"))),
@@ -318,6 +331,19 @@ def _diversity(table: Table) -> Diversity:
     )
     table.finish()
     return diversity
+
+
+def _exploration(table: Table, limit: int) -> Exploration:
+    default = Exploration()
+    method = table.text("method", "none", known=("softmax", "none"))
+    exploration = Exploration(
+        cast(Literal["softmax", "none"], method),
+        slots=table.whole("slots", 0 if method == "none" else 1, low=0, high=limit - 1),
+        new_for_s=table.duration_s("new_for", default.new_for_s),
+        temperature=table.number("temperature", default.temperature, low=0.01),
+    )
+    table.finish()
+    return exploration
 
 
 def _numbers(table: Table, known: Collection[str], low: float = 0.0) -> dict[str, float]:

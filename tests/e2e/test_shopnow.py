@@ -140,11 +140,8 @@ def _eventually(seconds: float, holds: Callable[[], bool]) -> float:
     return time.monotonic() - began
 
 
-def test_a_new_item_is_ranked_for_warm_users_within_a_minute(shop: Shop) -> None:
-    """Without a training, for all whose taste it fits. What of it is in their slates is told, not asserted.
-
-    It is not there yet: the ranker knows items by their statistics, and puts those without any far behind.
-    """
+def test_a_new_item_comes_to_warm_users_whose_taste_it_fits_within_a_minute(shop: Shop) -> None:
+    """Without a training it can be shown to all whose taste it fits, is, and to them more than to others."""
     api = Api(shop.cloud.api)
     tastes = Tastes(shop.app, shop.market, api, time.monotonic, time.sleep, run=f"{int(time.time())}")
     with closing(api), Progress("new items", ITEMS, "items") as progress:
@@ -157,6 +154,7 @@ def test_a_new_item_is_ranked_for_warm_users_within_a_minute(shop: Shop) -> None
     assert report["fits"]["pairs"] >= ITEMS
     assert report["fits"]["eligible"] == 1.0, report
     assert report["fits"]["eligible_p50_s"] < 30.0
+    assert report["ok"], report["reasons"]
     assert shop.cloud.call("/api/health")[1]["model_version"] == FIRST
 
 

@@ -63,6 +63,20 @@ def test_megashop_is_as_its_files_say() -> None:
     assert len(app.static_items) == len(set(app.static_items)) >= 50
 
 
+def test_places_for_new_items_are_fewer_than_the_slate_has(app_dir: Path) -> None:
+    """Every mistake in the setting has its remedy; without it nothing is explored."""
+    assert load_app(app_dir).surfaces["homepage"].exploration.slots == 0
+    wrong = 'exploration = { method = "bandit", slots = 20, new_for = "soon", temperature = 0 }'
+    spoil(app_dir, "app.toml", "limit = 20", f"limit = 20\n{wrong}")
+    path = "app.toml: surfaces.homepage.exploration"
+    assert problems(app_dir) == [
+        f"{path}.method = 'bandit': choose one of none, softmax",
+        f"{path}.slots = 20: write a whole number of 0 to 19",
+        f"{path}.new_for = 'soon': write a duration such as \"15m\": a number with ms, s, m, h or d",
+        f"{path}.temperature = 0: write a number of 0.01 or more",
+    ]
+
+
 def test_media_needs_no_price_and_only_watch_events() -> None:
     """The media service has genres, no price and no static list, and its `watch` has a strength."""
     app = load_app(APPS / "media")
