@@ -15,7 +15,8 @@ from cdk_app.blocks import allow, allow_objects, removal
 from cdk_app.config import Config
 
 PREFIX = "lake"
-TABLES = ("events", "quarantine")
+TABLES = ("events", "items", "quarantine")
+"""As `glue_jobs/lake.py` names them."""
 CATALOG_READ = ("glue:GetDatabase", "glue:GetTable")
 CATALOG_WRITE = ("glue:CreateTable", "glue:UpdateTable")
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 from tests.infrastructure.conftest import Synthesised
+
+ROOT = Path(__file__).parents[2]
 
 
 def jobs(stage: Synthesised) -> dict[str, dict[str, Any]]:
@@ -35,7 +39,9 @@ def test_on_this_machine_the_lake_is_a_folder(local: Synthesised) -> None:
 
 
 def test_no_role_reaches_other_tables(dev: Synthesised) -> None:
-    """Rights on the catalogue name two tables, and only compaction may change them."""
+    """Rights on the catalogue name all tables that the jobs know, no others; only compaction writes."""
+    jobs_know = set(re.findall(r"`\.(\w+)\"", (ROOT / "glue_jobs" / "lake.py").read_text("utf-8")))
+    assert {"events", "items"} < jobs_know
     writers = set()
     for name, policy in dev.of_type("AWS::IAM::Policy", "training").items():
         for statement in policy["Properties"]["PolicyDocument"]["Statement"]:
@@ -43,7 +49,9 @@ def test_no_role_reaches_other_tables(dev: Synthesised) -> None:
             on_tables = [one for one in actions if "Table" in one and one.startswith("glue:")]
             if not on_tables:
                 continue
-            assert "*" not in json.dumps(statement["Resource"])
+            resources = json.dumps(statement["Resource"])
+            assert "*" not in resources
+            assert set(re.findall(r"table/\w+/(\w+)", resources)) == jobs_know
             if "glue:UpdateTable" in on_tables:
                 writers.add(name.partition("/")[2])
     assert len(writers) == 1
