@@ -42,7 +42,7 @@ bench: setup ## latency, throughput and quality, as tables and JSON
 
 clean: ## stop the local cloud and remove what make and narrows created
 	-[ -x $(BIN)/narrows ] && $(BIN)/narrows down
-	rm -rf $(VENV) node_modules cdk.out .narrows .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) node_modules cdk.out .narrows .pytest_cache .mypy_cache .ruff_cache .hypothesis spark-warehouse
 
 $(READY): requirements/uv.txt requirements/dev.txt pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "no Python found: install Python 3.11 or newer, or run make PYTHON=/path/to/python"; exit 1; }

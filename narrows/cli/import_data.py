@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         "path", type=Path, help="folder with interactions.csv (items.csv, users.csv), or one file"
     )
     parser.add_argument(
-        "--app", required=True, help="the app that will use the data: megashop, media, adpilot"
+        "--app", required=True, help="the app that will use the data: megashop, media, shopnow, adpilot"
     )
     parser.add_argument(
         "--columns",

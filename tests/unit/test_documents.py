@@ -33,12 +33,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_the_tree_of_the_readme_is_the_tree() -> None:
-    """Every folder and file that the tree lists exists, and every top folder of code is listed."""
+    """Every folder and file that it lists exists; top folders of code and modules of the library are all listed."""
     tree = (ROOT / "README.md").read_text("utf-8").split("## The tree")[1].split("```")[1]
     tops = re.findall(r"^(\w+)/", tree, re.MULTILINE)
     listed = [f"narrows/{name}" for name in re.findall(r"^  (\S+)", tree, re.MULTILINE)]
     assert [name for name in [*tops, *listed] if not (ROOT / name).exists()] == []
     assert set(tops) == FOLDERS
+    modules = {path.name for path in (ROOT / "narrows").iterdir() if path.is_dir() or path.suffix == ".py"}
+    told = set(re.findall(r"[\w.]+", tree.replace("/", "")))
+    assert modules - told - {"__init__.py", "__pycache__"} == set()
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs/products").glob("*.md")), ids=lambda page: page.stem)
