@@ -7,7 +7,7 @@ events went through the stream. The floor is a request's heavy work and nothing 
 thread: a search of faiss over as many factors, LightGBM's own `predict` for 300 candidates, and maximal
 marginal relevance over them with numpy. Clients, workers, stores and streams share the machine's cores; `of
 the floor` says how many times the floor's p50 a client waits, and how many of the floor's requests are done.
-Times are of answers by the first rung. The emulated table stalls now and then; then lower rungs answer, within
+Times are of answers by the first rung. The emulated table stalls now and then; lower rungs then answer within
 a millisecond, and clients wait a moment before they ask again.
 """
 

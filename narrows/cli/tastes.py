@@ -24,6 +24,8 @@ BEST = 0.01
 """An item fits the taste of whoever likes it more than all but so many of the items to be had."""
 WORST = 0.5
 """It does not fit that of whoever likes more than so many of them better."""
+MORE = 1.2
+"""An answer shows a new item at least so many times as often to those whose taste it fits as to others."""
 WARM = 5
 """Items that the history of a warm user has at least."""
 ASKED = 60
@@ -62,13 +64,17 @@ class Answers(Protocol):
 
 @dataclass
 class _Pair:
-    """A user and a new item; seconds until it was in the user's slate, and until it could have been."""
+    """A user and a new item; seconds until it was in the user's slate, and until it could have been.
+
+    `answers` are those that could have shown it, up to the first that did.
+    """
 
     user: str
     item_id: str
     fits: bool
     shown_s: float = math.inf
     eligible_s: float = math.inf
+    answers: int = 0
 
 
 class Tastes:
@@ -146,9 +152,10 @@ class Tastes:
         shown = {str(one["item_id"]) for one in answer["recommendations"]}
         eligible = shown | set(answer["trace"]["eligible"])
         for pair in self._pairs:
-            if pair.user == user:
-                pair.shown_s = min(pair.shown_s, took) if pair.item_id in shown else pair.shown_s
-                pair.eligible_s = min(pair.eligible_s, took) if pair.item_id in eligible else pair.eligible_s
+            if pair.user == user and pair.shown_s == math.inf and pair.item_id in eligible:
+                pair.eligible_s = min(pair.eligible_s, took)
+                pair.answers += 1
+                pair.shown_s = took if pair.item_id in shown else math.inf
 
     def _slate(self, user: str) -> dict[str, Any]:
         self._asked += 1
@@ -185,7 +192,7 @@ class Tastes:
                 f"{len(missed)} of {len(self._made)} new items came within {WITHIN_S:g} s to nobody whose "
                 f"taste they fit, for example {missed[0]}"
             )
-        if not fits["shown"] > others["shown"]:
+        if not fits["an_answer"] > MORE * others["an_answer"]:
             reasons.append("new items come no more often to those whose taste they fit than to others")
         return {
             "app": self._app.name,
@@ -217,12 +224,17 @@ def _sent(catalogue: Catalogue) -> list[str]:
 
 
 def _came(pairs: Sequence[_Pair]) -> dict[str, float]:
-    """How many pairs, the shares of them that were shown and could have been, and the middle of how soon."""
+    """How many pairs, the shares of them that were shown and could have been, and the middle of how soon.
+
+    `an_answer` is the chance that an answer shows the item to somebody who has not seen it yet.
+    """
     shown = [pair.shown_s for pair in pairs if pair.shown_s < math.inf]
     eligible = [pair.eligible_s for pair in pairs if pair.eligible_s < math.inf]
+    answers = sum(pair.answers for pair in pairs)
     return {
         "pairs": len(pairs),
         "shown": round(len(shown) / len(pairs), 4) if pairs else math.nan,
+        "an_answer": round(len(shown) / answers, 4) if answers else math.nan,
         "eligible": round(len(eligible) / len(pairs), 4) if pairs else math.nan,
         "shown_p50_s": round(float(np.median(shown)), 2) if shown else math.nan,
         "eligible_p50_s": round(float(np.median(eligible)), 2) if eligible else math.nan,
@@ -237,11 +249,12 @@ def told(report: Mapping[str, Any], console: Console) -> dict[str, Any]:
             f"{one['pairs']}",
             f"{one['shown']:.0%}",
             f"{one['shown_p50_s']:.1f} s",
+            f"{one['an_answer']:.1%}",
             f"{one['eligible']:.0%}",
         )
         for title, one in (("it fits", report["fits"]), ("it does not", report["others"]))
     ]
-    console.table(("whose taste", "pairs", "in the slate", "p50", "could have been"), rows)
+    console.table(("whose taste", "pairs", "in the slate", "p50", "an answer", "could have been"), rows)
     for reason in report["reasons"]:
         console.say(reason)
     return dict(report)

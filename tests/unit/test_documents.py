@@ -33,7 +33,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_the_tree_of_the_readme_is_the_tree() -> None:
-    """Every folder and file that it lists exists; top folders of code and modules of the library are all listed."""
+    """What it lists exists; all top folders of code and all modules of the library are listed."""
     tree = (ROOT / "README.md").read_text("utf-8").split("## The tree")[1].split("```")[1]
     tops = re.findall(r"^(\w+)/", tree, re.MULTILINE)
     listed = [f"narrows/{name}" for name in re.findall(r"^  (\S+)", tree, re.MULTILINE)]

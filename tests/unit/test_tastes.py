@@ -96,6 +96,7 @@ def test_items_come_to_those_whose_taste_they_fit(app: App, market: Telling) -> 
     assert report["fits"]["pairs"] >= 8
     assert report["fits"]["shown_p50_s"] == pytest.approx(DELAY_S, abs=1.0)
     assert report["others"]["eligible"] == 1.0
+    assert report["fits"]["an_answer"] > report["others"]["an_answer"] == 0.0
     assert report["items_reached"] == 8
 
 
