@@ -251,7 +251,7 @@ class Consumption:
 
 
 class StreamConsumer(Construct):
-    """A stream drives a function: partial failures, bisection, bounded retries, a queue for what failed."""
+    """A stream drives a function: partial failures, retries as its consumption says, a queue for the rest."""
 
     def __init__(
         self,

@@ -17,7 +17,8 @@ READ_VERSIONS = (1, 2)
 class ShownItem:
     """One place of the slate; `position` counts from 1, `row` is the one of the record's snapshot.
 
-    `score` is None where the rung does not score; `propensity` is the chance that this item stood here.
+    `score` is None where the rung does not score; `propensity` is the chance of this item's draw given
+    those before it, 1 for one that was not drawn: multiplied over the slate, the chance of the slate.
     """
 
     item_id: str

@@ -70,6 +70,10 @@ class StoreUnavailable(NarrowsError):
     """A store did not answer in time, or refused."""
 
 
+class RequestRefused(StoreUnavailable):
+    """A store answered that it does not take what it was sent: the same again would be refused again."""
+
+
 class EncoderUnavailable(NarrowsError):
     """What makes vectors of texts did not answer in time, or not with vectors."""
 

@@ -16,19 +16,11 @@ Chances = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Explored:
-    """`chosen`: positions in what was ranked; `propensities`: the chance of each when it was drawn."""
-
-    chosen: Positions
-    propensities: Chances
-
-
-@dataclass(frozen=True, eq=False)
 class Arranged:
     """The slate: `order`, positions in what was ranked, and the propensity of each.
 
-    `explored` of them were drawn, `relaxed` are there in spite of a cap. The propensity of an item that was
-    not drawn is 1: given the drawn ones, it stands where it stands.
+    `explored` of them were drawn, `relaxed` are there in spite of a cap. A propensity is the chance of that
+    draw given those before it, and 1 for what was not drawn: their product is the chance of the whole slate.
     """
 
     order: Positions
@@ -38,59 +30,67 @@ class Arranged:
 
 
 def arrange(ranked: Ranked, surface: Surface, limit: int, *, now: float, seed: str) -> Arranged:
-    """Draw the explored items, choose the others for relevance and variety beside them, spread them evenly.
+    """Choose for relevance and variety; the last places go to drawn new items, which are spread evenly.
 
-    A request for fewer items than the surface shows has fewer slots, in proportion. The same `seed`, which is
-    the identity of the request, draws the same items again.
+    What is good enough for the other places keeps them, new or not. A slate of fewer items than the surface
+    shows has fewer such places, in proportion. The same `seed`, which is the identity of the request, draws
+    the same items again.
     """
     count = min(limit, len(ranked.rows))
-    slots = min(surface.exploration.slots * limit // surface.limit, count)
-    caps = Caps.of(ranked.columns, surface.diversity.caps)
-    explored = explore(ranked, surface.exploration, slots, caps=caps, now=now, seed=seed)
-    others = diversify(ranked, surface.diversity, count - len(explored.chosen), beside=explored.chosen)
-    drawn = len(explored.chosen)
-    places = (np.arange(drawn) + 1) * count // (drawn + 1) - np.arange(drawn)
-    chances = np.insert(np.ones(len(others.order)), places, explored.propensities)
-    return Arranged(np.insert(others.order, places, explored.chosen), chances, drawn, others.relaxed)
+    merit = diversify(ranked, surface.diversity, count)
+    slots = surface.exploration.slots * count // surface.limit
+    strength = _strength(ranked, surface.exploration, now) if slots else np.empty(0)
+    slots = min(slots, int(np.isfinite(strength).sum()))
+    for places in range(slots, 0, -1):  # as many as can be drawn for, which caps may say
+        kept = merit.order[: count - places]
+        drawn, chances = _drawn(strength, kept, places, Caps.of(ranked.columns, surface.diversity.caps), seed)
+        if len(drawn) == places:
+            at = (np.arange(places) + 1) * count // (places + 1) - np.arange(places)
+            order, propensities = np.insert(kept, at, drawn), np.insert(np.ones(len(kept)), at, chances)
+            return Arranged(order, propensities, places, min(merit.relaxed, len(kept)))
+    return Arranged(merit.order, np.ones(count), 0, merit.relaxed)
 
 
-def explore(
-    ranked: Ranked, exploration: Exploration, slots: int, *, caps: Caps, now: float, seed: str
-) -> Explored:
-    """Draw up to `slots` items no older than `new_for_s`, without replacement, the better ones more often.
+def _strength(ranked: Ranked, exploration: Exploration, now: float) -> Chances:
+    """float64[n]: scores in standard deviations of all new items', over the temperature; -inf for the others.
 
-    The chance of each is in proportion to exp(score / temperature), with the scores in standard deviations of
-    those of all new items (Boltzmann exploration; Gumbel noise makes the draw). `caps` counts what is
-    drawn. An item whose time of creation is not known is not new.
+    New is what was created within `new_for_s`; an item whose time of creation is not known is not.
     """
     strength = np.full(len(ranked.rows), -np.inf)
-    if slots > 0 and exploration.method == "softmax" and "created_at" in ranked.columns:
+    if "created_at" in ranked.columns:
         age = now - ranked.columns["created_at"]
         new = np.flatnonzero((age >= 0.0) & (age <= exploration.new_for_s) & np.isfinite(ranked.scores))
         strength[new] = _standard(ranked.scores[new]) / exploration.temperature
-    return _drawn(strength, slots, caps, seed)
+    return strength
 
 
-def _drawn(strength: Chances, slots: int, caps: Caps, seed: str) -> Explored:
+def _drawn(
+    strength: Chances, kept: Positions, places: int, caps: Caps, seed: str
+) -> tuple[Positions, Chances]:
+    """Up to so many positions besides the kept, without replacement, each with its chance at its draw.
+
+    That is in proportion to exp(strength) (Boltzmann exploration; Gumbel noise makes the draw). `caps` counts
+    what is kept and what is drawn.
+    """
+    left, noise = strength.copy(), _random(seed).gumbel(size=len(strength))
+    for position in kept.tolist():
+        left[position] = -np.inf
+        caps.count(position, left)
     chosen: list[int] = []
     chances: list[float] = []
-    if np.isfinite(strength).any():
-        noise = _random(seed).gumbel(size=len(strength))
-        while len(chosen) < slots and np.isfinite(strength).any():
-            weights = np.exp(strength - strength.max())
-            best = int((strength + noise).argmax())
-            chosen.append(best)
-            chances.append(float(weights[best] / weights.sum()))
-            strength[best] = -np.inf
-            caps.count(best, strength)
-    return Explored(np.asarray(chosen, np.intp), np.asarray(chances, np.float64))
+    while len(chosen) < places and np.isfinite(left).any():
+        weights = np.exp(left - left.max())
+        best = int((left + noise).argmax())
+        chosen.append(best)
+        chances.append(float(weights[best] / weights.sum()))
+        left[best] = -np.inf
+        caps.count(best, left)
+    return np.asarray(chosen, np.intp), np.asarray(chances, np.float64)
 
 
 def _standard(scores: NDArray[np.float32]) -> Chances:
-    if not len(scores):
-        return np.empty(0)
     values = scores.astype(np.float64)
-    return np.asarray((values - values.mean()) / (values.std() or 1.0))
+    return np.asarray((values - values.mean()) / (values.std() or 1.0)) if len(values) else values
 
 
 def _random(seed: str) -> np.random.Generator:

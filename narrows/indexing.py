@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from narrows.errors import StoreUnavailable
+from narrows.errors import RequestRefused, StoreUnavailable
 from narrows.freshening import ItemEntry
 from narrows.item_details import written
 from narrows.retrieval import Rows
@@ -19,6 +20,11 @@ from narrows.vector_index import IndexGone, IndexVersions, VectorIndex
 
 ROWS_AT_ONCE = 2_000
 OTHER_SIZE = "its vector has another size than the index"
+ALIKE = 10
+"""From so many items on, a batch of which not one can be put in says more about us than about them."""
+
+Act = Callable[[Sequence[ItemEntry]], dict[str, str]]
+"""Changes an index; item id -> why the index refused it."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,9 @@ class Indexed:
 def index_items(entries: Sequence[ItemEntry], versions: IndexVersions, catalogue: Catalogue) -> Indexed:
     """Put the last state of each item into the index of its vector's version; the same again changes nothing.
 
-    A deleted item, and one without a vector, is taken out of the live index. Only where the index does not
-    answer or goes meanwhile, StoreUnavailable or IndexGone is raised: then the batch is to be given again.
+    A deleted item, and one without a vector, is taken out of the live index. StoreUnavailable or IndexGone is
+    raised where the index does not answer or goes meanwhile, and where many items fail alike, which is no
+    fault of theirs, their error: then the batch is to be given again.
     """
     newest = list({entry.item_id: entry for entry in entries}.values())
     gone = [entry for entry in newest if entry.deleted or not entry.vector]
@@ -53,10 +60,11 @@ def index_items(entries: Sequence[ItemEntry], versions: IndexVersions, catalogue
         if index is None:
             waiting += len(items)
             continue
-        found = _isolated(index, items, catalogue)
+        found = _isolated(items, partial(_upserted, index, catalogue))
         refused |= found
         upserted += len(items) - len(found)
-    return Indexed(upserted, _deleted(versions, gone), waiting, refused)
+    deleted, undeleted = _deleted(versions, gone)
+    return Indexed(upserted, deleted, waiting, refused | undeleted)
 
 
 def build_index(versions: IndexVersions, version: str, network: TwoTower, snapshot: ItemSnapshot) -> int:
@@ -101,29 +109,44 @@ def _opened(versions: IndexVersions, version: str | None) -> VectorIndex | None:
         return None
 
 
-def _deleted(versions: IndexVersions, entries: Sequence[ItemEntry]) -> int:
+def _deleted(versions: IndexVersions, entries: Sequence[ItemEntry]) -> tuple[int, dict[str, str]]:
+    """(how many are out of the live index, item id -> why it is not)."""
     live = _opened(versions, None) if entries else None
     if live is None:
-        return 0
-    live.delete(np.asarray([entry.row for entry in entries], np.int32))
+        return 0, {}
+    refused = _isolated(entries, partial(_taken_out, live))
     live.refresh()
-    return len(entries)
+    return len(entries) - len(refused), refused
 
 
-def _isolated(index: VectorIndex, entries: Sequence[ItemEntry], catalogue: Catalogue) -> dict[str, str]:
-    """As `_upserted`; an item that raises anything but its server's absence is found by halves."""
+def _isolated(entries: Sequence[ItemEntry], act: Act) -> dict[str, str]:
+    """Item id -> why it was refused; one that raises anything but its server's absence is found by halves."""
+    unforeseen: list[Exception] = []
+    refused = _halved(entries, act, unforeseen)
+    if len(unforeseen) == len(entries) >= ALIKE:
+        raise unforeseen[0]
+    return refused
+
+
+def _halved(entries: Sequence[ItemEntry], act: Act, unforeseen: list[Exception]) -> dict[str, str]:
     try:
-        return _upserted(index, entries, catalogue)
-    except (StoreUnavailable, IndexGone):
-        raise
-    except Exception as error:  # noqa: BLE001  # whatever is wrong with one item, the others are put in
+        return act(entries)
+    except Exception as error:
+        if isinstance(error, IndexGone | StoreUnavailable) and not isinstance(error, RequestRefused):
+            raise
         if len(entries) == 1:
+            unforeseen.append(error)
             return {entries[0].item_id: f"{type(error).__name__}: {error}"}
     half = len(entries) // 2
-    return _isolated(index, entries[:half], catalogue) | _isolated(index, entries[half:], catalogue)
+    return _halved(entries[:half], act, unforeseen) | _halved(entries[half:], act, unforeseen)
 
 
-def _upserted(index: VectorIndex, entries: Sequence[ItemEntry], catalogue: Catalogue) -> dict[str, str]:
+def _taken_out(index: VectorIndex, entries: Sequence[ItemEntry]) -> dict[str, str]:
+    index.delete(np.asarray([entry.row for entry in entries], np.int32))
+    return {}
+
+
+def _upserted(index: VectorIndex, catalogue: Catalogue, entries: Sequence[ItemEntry]) -> dict[str, str]:
     """Item id -> why the index refused it; the others are in."""
     right = [entry for entry in entries if len(entry.vector) == 4 * index.dimension]
     refused = {entry.item_id: OTHER_SIZE for entry in entries if entry not in right}

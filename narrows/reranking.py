@@ -17,7 +17,6 @@ TRAITS = ("category_all", "category", "brand")
 
 Positions = NDArray[np.intp]
 Floats = NDArray[np.float32]
-NO_POSITIONS: Positions = np.empty(0, np.intp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,66 +27,45 @@ class Diversified:
     relaxed: int
 
 
-def diversify(
-    ranked: Ranked, diversity: Diversity, limit: int, *, beside: Positions = NO_POSITIONS
-) -> Diversified:
+def diversify(ranked: Ranked, diversity: Diversity, limit: int) -> Diversified:
     """Choose `limit` of the ranked, one after the other, by maximal marginal relevance.
 
     Each choice maximises lambda * score - (1 - lambda) * the highest likeness to what is chosen already, with
     scores scaled to 0..1 (Carbonell, Goldstein 1998); ties keep the ranker's order. Caps bound the items per
-    value of a column; where they leave the slate short they are lifted for the rest of it. `beside` are in
-    the slate already: they count for likeness and caps, and are not chosen again.
+    value of a column; where they leave the slate short they are lifted for the rest of it.
     """
-    count = min(limit, len(ranked.rows) - len(beside))
-    lambda_ = diversity.lambda_ if diversity.method == "mmr" else 1.0
+    count = min(limit, len(ranked.rows))
     caps = Caps.of(ranked.columns, diversity.caps)
-    if count <= 0 or (lambda_ == 1.0 and not caps and not len(beside)):
-        return Diversified(np.arange(max(count, 0)), 0)
+    if count == 0 or (diversity.method == "none" and not caps):
+        return Diversified(np.arange(count), 0)
+    lambda_ = diversity.lambda_ if diversity.method == "mmr" else 1.0
     traits = _traits(ranked.columns) if lambda_ < 1.0 else np.zeros((len(ranked.rows), 0), np.float32)
-    slate = _Slate(_scaled(ranked.scores) * np.float32(lambda_), traits, np.float32(1.0 - lambda_), caps)
-    for position in beside.tolist():
-        slate.add(position)
-    return slate.filled(count)
+    relevance = _scaled(ranked.scores) * np.float32(lambda_)
+    return _choose(relevance, traits, np.float32(1.0 - lambda_), caps, count)
 
 
-class _Slate:
-    """What is chosen so far, and `value`: what each of the others is worth beside it, -inf for none."""
-
-    def __init__(self, relevance: Floats, traits: Floats, weight: np.float32, caps: Caps) -> None:
-        self._relevance, self._traits, self._weight, self._caps = relevance, traits, weight, caps
-        self._taken = np.zeros(len(relevance), np.bool_)
-        self._closest = np.zeros(len(relevance), np.float32)
-        self._value = relevance.copy()
-
-    def filled(self, count: int) -> Diversified:
-        """The next `count`, best first."""
-        chosen: list[int] = []
-        relaxed = 0
-        while len(chosen) < count:
-            best = int(self._value.argmax())
-            if self._value[best] == -np.inf:  # only what a cap holds back is left
-                relaxed = count - len(chosen)
-                self._lift_caps()
-                continue
-            chosen.append(best)
-            self.add(best)
-        return Diversified(np.array(chosen, np.intp), relaxed)
-
-    def add(self, position: int) -> None:
-        """Take it, and value the others anew."""
-        self._taken[position] = True
-        if self._traits.shape[1]:
-            np.maximum(self._closest, self._traits @ self._traits[position], out=self._closest)
-            held_back = self._value == -np.inf
-            self._value = self._relevance - self._weight * self._closest
-            self._value[held_back] = -np.inf
-        self._value[position] = -np.inf
-        self._caps.count(position, self._value)
-
-    def _lift_caps(self) -> None:
-        self._caps = Caps(())
-        self._value = self._relevance - self._weight * self._closest
-        self._value[self._taken] = -np.inf
+def _choose(relevance: Floats, traits: Floats, weight: np.float32, caps: Caps, count: int) -> Diversified:
+    chosen: list[int] = []
+    taken = np.zeros(len(relevance), np.bool_)
+    closest = np.zeros(len(relevance), np.float32)
+    value, relaxed = relevance.copy(), 0
+    while len(chosen) < count:
+        best = int(value.argmax())
+        if value[best] == -np.inf:  # only what a cap holds back is left
+            relaxed = count - len(chosen)
+            caps, value = Caps(()), relevance - weight * closest
+            value[taken] = -np.inf
+            continue
+        chosen.append(best)
+        taken[best] = True
+        if traits.shape[1]:
+            np.maximum(closest, traits @ traits[best], out=closest)
+            held_back = value == -np.inf
+            value = relevance - weight * closest
+            value[held_back] = -np.inf
+        value[best] = -np.inf
+        caps.count(best, value)
+    return Diversified(np.array(chosen, np.intp), relaxed)
 
 
 class Caps:

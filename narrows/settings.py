@@ -206,6 +206,10 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     quality = read_quality(app.table("quality", required=False))
     index = read_index(app.table("index", required=False))
     text_vectors = read_text_vectors(app.table("text_vectors", required=False), path)
+    for surface in surfaces.values():
+        if surface.exploration.slots and not catalogue.time:
+            remedy = "name the column of creation times in [catalogue] time: without one nothing is new"
+            app.problem(f"surfaces.{surface.name}.exploration", surface.exploration.slots, remedy)
     app.finish()
     features = read_features(read_toml(path / "features.toml", problems), events)
     rules = _rules(read_toml(path / "rules.toml", problems), freshness)
@@ -338,10 +342,12 @@ def _exploration(table: Table, limit: int) -> Exploration:
     method = table.text("method", "none", known=("softmax", "none"))
     exploration = Exploration(
         cast(Literal["softmax", "none"], method),
-        slots=table.whole("slots", 0 if method == "none" else 1, low=0, high=limit - 1),
+        slots=table.whole("slots", int(method != "none"), low=int(method != "none"), high=max(1, limit - 1)),
         new_for_s=table.duration_s("new_for", default.new_for_s),
         temperature=table.number("temperature", default.temperature, low=0.01),
     )
+    if method == "none" and exploration.slots:
+        table.problem("method", method, 'write method = "softmax", or leave exploration out')
     table.finish()
     return exploration
 

@@ -148,7 +148,7 @@ class IngestStack(cdk.Stack):
         environment = {"APP": self._app, **search.variables()}
         function = self._function("index_items", environment, timeout_s=120, memory_mb=1024)
         search.allow_change(function)
-        consumption = Consumption(500, 1, attempts=None, max_age_s=24 * 3600)
+        consumption = Consumption(500, 1, attempts=None, max_age_s=20 * 3600)
         self._consume("IndexItemsFromItems", function, self._data.items, consumption)
         return function
 

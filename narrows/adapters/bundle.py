@@ -34,7 +34,7 @@ RANKER_FILE = "ranker.txt"
 SEGMENTS_FILE = "segments.json"
 ABSENT = "absent"
 TWO_TOWER = "two_tower"
-INDEX = "about.json"
+ABOUT_FILE = "about.json"
 """Of an index beside a source, the file that names it; see `bundled_indexes`."""
 
 Loaded = TypeVar("Loaded")
@@ -163,7 +163,7 @@ class _Bundle:
                 self._checked(file)
             return bound_index(self._directory, name, rows)
 
-        return self.attempt(f"{name}.{INDEX}", load)
+        return self.attempt(f"{name}.{ABOUT_FILE}", load)
 
     def _checked(self, file: str) -> Path:
         path = self._directory / file
@@ -215,7 +215,7 @@ def _bound(
     places = hasattr(model, "reading")
     model = model.reading(reading) if places else model
     source = model.bind(snapshot.rows, snapshot.capacity if places else snapshot.size)
-    if not bundle.holds(f"{name}.{INDEX}"):
+    if not bundle.holds(f"{name}.{ABOUT_FILE}"):
         return source
     index = bundle.index(name, snapshot.rows(model.item_ids.tolist()))
     return source if index is None else source.searching(index)

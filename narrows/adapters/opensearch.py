@@ -28,7 +28,7 @@ from opensearchpy import (
     Urllib3HttpConnection,
 )
 
-from narrows.errors import InvalidInput, StoreUnavailable
+from narrows.errors import InvalidInput, RequestRefused, StoreUnavailable
 from narrows.index_settings import IndexSettings
 from narrows.retrieval import Floats, Rows
 from narrows.vector_index import (
@@ -44,6 +44,7 @@ from narrows.vector_index import (
 )
 
 SEARCH_S, CHANGE_S = 0.5, 60.0
+REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 DOCUMENTS_A_BULK = 1_000
 CONNECTIONS = 32
 LARGEST_BYTE = 127.0
@@ -151,7 +152,7 @@ class OpenSearchVectorIndex:
         parts = (MAIN, FRESH) if self.whole else (MAIN,)
         lines = (self._remove(part, str(row)) for row in rows.tolist() for part in parts)
         for row, reason in self._bulk(lines):
-            raise StoreUnavailable(f"OpenSearch did not delete row {row}: {reason}")
+            raise RequestRefused(f"OpenSearch did not delete row {row}: {reason}")
 
     def refresh(self) -> None:
         with asking(self.version):
@@ -323,4 +324,5 @@ def _fail(
             f"the index of vectors of version '{version}' is gone from OpenSearch; build and promote it again"
         ) from cause
     said = f"{error.get('type')}: {error.get('reason')}"
-    raise StoreUnavailable(f"OpenSearch answered with status {status or 'none'}, {said}") from cause
+    kind = RequestRefused if status in REFUSALS else StoreUnavailable
+    raise kind(f"OpenSearch answered with status {status or 'none'}, {said}") from cause

@@ -16,6 +16,7 @@ from typing import Any, cast
 from opensearchpy import OpenSearch
 
 from narrows.adapters.opensearch import (
+    CHANGE_S,
     FRESH,
     MAIN,
     PATIENT,
@@ -31,6 +32,8 @@ from narrows.vector_index import IS_LIVE, IS_WHOLE, VectorIndex, absent
 
 FRESH_REFRESH, MAIN_REFRESH, NO_REFRESH = "1s", "5s", "-1"
 HALF_BUILT = "half built"
+OPENING_S = 3.0
+"""A process that refreshes what it serves opens its index as it goes, and must not wait for a dead server."""
 
 
 def index_versions(
@@ -102,7 +105,7 @@ class OpenSearchIndexVersions:
             self._client.indices.update_aliases(body={"actions": actions}, params=PATIENT)
 
     def open(self, version: str | None = None) -> VectorIndex:
-        there = self._there()
+        there = self._there(OPENING_S)
         named = {name for name, state in there.states.items() if state == "live"}
         wanted = next(iter(named), None) if version is None else version
         if wanted is None or there.states.get(wanted, HALF_BUILT) == HALF_BUILT:
@@ -116,12 +119,16 @@ class OpenSearchIndexVersions:
         if version in states:
             self._delete(version)
 
-    def _there(self) -> _There:
+    def _there(self, timeout_s: float = CHANGE_S) -> _There:
         """What the cluster holds under our name, in one round trip."""
         with asking(None):
             found = self._client.indices.get(
                 index=f"{self._name}-vectors-*",
-                params=PATIENT | {"filter_path": "*.aliases,*.mappings._meta", "expand_wildcards": "all"},
+                params={
+                    "request_timeout": timeout_s,
+                    "filter_path": "*.aliases,*.mappings._meta",
+                    "expand_wildcards": "all",
+                },
             )
         states: dict[str, str] = {}
         described: dict[str, Mapping[str, Any]] = {}

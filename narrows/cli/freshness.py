@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from narrows.cli.api_client import Api
 from narrows.cli.console import CommandFailed, Console, Progress, between
 from narrows.cli.places import Places
@@ -32,6 +34,7 @@ IN_A_ROW = 4
 
 AT_ONCE = 5
 PAUSE_S = 0.05
+SEED = 0
 SETTLE_S = 10.0
 QUOTA_SHARE = 0.8
 OFFERS_NEW = frozenset({"fresh", "two_tower", "content"})
@@ -96,7 +99,9 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     report = _told({**probes.report(), "removed": removed}, console)
     if market is None:
         return report
-    came = _came(Tastes(app, market, api, time.monotonic, time.sleep, run=run), arguments.tastes, console)
+    rng = np.random.default_rng(SEED)
+    tastes = Tastes(app, market, api, time.monotonic, time.sleep, run=run, rng=rng)
+    came = _came(tastes, arguments.tastes, console)
     return {**report, "tastes": came, "ok": report["ok"] and came["ok"]}
 
 

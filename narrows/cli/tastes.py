@@ -31,7 +31,6 @@ WARM = 5
 ASKED = 60
 USERS_AN_ITEM = 6
 PAUSE_S = 0.25
-SEED = 0
 
 
 def note_market(home: Path, market: Market) -> None:
@@ -89,9 +88,10 @@ class Tastes:
         sleep: Callable[[float], object],
         *,
         run: str,
+        rng: np.random.Generator,
     ) -> None:
         self._app, self._market, self._api = app, market, api
-        self._clock, self._sleep, self._run = clock, sleep, run
+        self._clock, self._sleep, self._run, self._rng = clock, sleep, run, rng
         feeds = [name for name, surface in app.surfaces.items() if surface.seed == "history"]
         if not feeds:
             raise CommandFailed(f"no surface of {app.name} starts from a visitor's history; tastes need one")
@@ -102,14 +102,13 @@ class Tastes:
 
     def measure(self, count: int, progress: Progress) -> None:
         """Add so many items and ask for the users' slates until each has come, for a minute at most."""
-        rng = np.random.default_rng(SEED)
         users = self._warm_users()
         liked = np.stack([_standing(self._market.true_preference(user)) for user in users])
-        items = self._items(liked, count, rng)
+        items = self._items(liked, count)
         self._made = [f"taste-{self._run}-{place:03d}" for place in range(len(items))]
         for item, item_id in zip(items, self._made, strict=True):
             for fits, who in ((True, liked[:, item] <= BEST), (False, liked[:, item] >= WORST)):
-                chosen = rng.permutation(np.flatnonzero(who))[:USERS_AN_ITEM]
+                chosen = self._rng.permutation(np.flatnonzero(who))[:USERS_AN_ITEM]
                 self._pairs += [_Pair(users[one], item_id, fits) for one in chosen.tolist()]
         self._send([self._twin(item, item_id) for item, item_id in zip(items, self._made, strict=True)])
         self._watch(self._clock(), progress)
@@ -125,9 +124,9 @@ class Tastes:
             )
         return found
 
-    def _items(self, liked: Floats, count: int, rng: np.random.Generator) -> list[int]:
+    def _items(self, liked: Floats, count: int) -> list[int]:
         """Items that fit somebody's taste, each as likely as another."""
-        fitting = rng.permutation(np.flatnonzero((liked <= BEST).any(axis=0)))[:count]
+        fitting = self._rng.permutation(np.flatnonzero((liked <= BEST).any(axis=0)))[:count]
         if not len(fitting):
             raise CommandFailed("no item of the market fits the taste of one of its warm users")
         return [int(one) for one in fitting]
@@ -192,7 +191,9 @@ class Tastes:
                 f"{len(missed)} of {len(self._made)} new items came within {WITHIN_S:g} s to nobody whose "
                 f"taste they fit, for example {missed[0]}"
             )
-        if not fits["an_answer"] > MORE * others["an_answer"]:
+        if math.isnan(fits["an_answer"]) or math.isnan(others["an_answer"]):
+            reasons.append("nobody could have been shown a new item yet, so nothing can be compared")
+        elif not fits["an_answer"] > MORE * others["an_answer"]:
             reasons.append("new items come no more often to those whose taste they fit than to others")
         return {
             "app": self._app.name,

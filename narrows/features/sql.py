@@ -1,4 +1,4 @@
-"""Features as text of Spark SQL: one aggregate grouped by (key, as_of), for tonight and for any moment.
+"""Features as text of Spark SQL: one aggregate grouped by (key, as_of), for any number of moments.
 
 The text reads a relation with the columns of the lake's events, `key` and `as_of`. Every property is
 extracted once and every selection judged once. Kinds that add up share one hash aggregate; kinds that hold

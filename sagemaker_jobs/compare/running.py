@@ -1,4 +1,4 @@
-"""A stack as it would serve: its sources over an index, behind a ranker, the gate and the re-ranking."""
+"""A stack as it would serve, but for exploration: sources over an index, ranker, gate, re-ranking."""
 
 from __future__ import annotations
 

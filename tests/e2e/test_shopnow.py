@@ -147,7 +147,8 @@ def test_a_new_item_comes_to_warm_users_whose_taste_it_fits_within_a_minute(shop
     Twelve come at once, so they keep each other out: of ten that fit two or three wait longer than a minute.
     """
     api = Api(shop.cloud.api)
-    tastes = Tastes(shop.app, shop.market, api, time.monotonic, time.sleep, run=f"{int(time.time())}")
+    rng, run = np.random.default_rng(0), f"{int(time.time())}"
+    tastes = Tastes(shop.app, shop.market, api, time.monotonic, time.sleep, run=run, rng=rng)
     with closing(api), Progress("new items", ITEMS, "items") as progress:
         try:
             tastes.measure(ITEMS, progress)
@@ -226,7 +227,6 @@ def test_opensearch_killed_under_load_is_named_and_comes_back_by_itself(shop: Sh
             client.join()
     print(len(load.answers), load.rungs, load.since(0))  # noqa: T201  # what `pytest -s` is asked for
     assert load.wrong[:3] == []
-    assert load.rungs["full"] > 0
     indexed = _rows(shop)
     late = {name: market.twin(3, "late")[name] for name in ("item_id", "title", "category", "brand")}
     assert cloud.call("/api/items", {"items": [late]})[1]["verdicts"][0]["status"] == "accepted"

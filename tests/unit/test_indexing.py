@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import pytest
 from narrows import networks
 from narrows.adapters.items import readable_entries_of
 from narrows.adapters.memory_vectors import MemoryIndexVersions
-from narrows.errors import StoreUnavailable
+from narrows.errors import InvalidInput, RequestRefused, StoreUnavailable
 from narrows.freshening import ItemEntry
-from narrows.indexing import OTHER_SIZE, build_index, index_items
+from narrows.indexing import ALIKE, OTHER_SIZE, build_index, index_items
+from narrows.retrieval import Floats, Rows
 from narrows.settings import load_app
 from narrows.snapshot import ItemSnapshot, open_base, write_base
 from narrows.sources import two_tower
 from narrows.sources.two_tower import TwoTower
 from narrows.text_vectors import fit_hashed_words
-from narrows.vector_index import VectorIndex, Where
+from narrows.vector_index import Attributes, VectorIndex, Where
 
 CATALOGUE = load_app(Path(__file__).parents[2] / "apps" / "shopnow").catalogue
 
@@ -104,6 +106,47 @@ def test_one_item_that_nobody_foresaw_does_not_keep_the_others_out(versions: Mem
     assert list(indexed.refused) == ["c"]
     assert indexed.refused["c"].startswith("TypeError: ")
     assert found(versions.open()) == [1, 2, 4, 5]
+
+
+def test_a_deletion_that_cannot_be_made_does_not_keep_the_others_out(versions: MemoryIndexVersions) -> None:
+    """A row that no index can have is refused as an upsert, and as a deletion too."""
+    index_items([entry("a", 3, [1, 1]), entry("b", 4, [2, 2])], versions, CATALOGUE)
+    gone = [ItemEntry("odd", 2**31, 1, deleted=True), ItemEntry("a", 3, 2, deleted=True)]
+    indexed = index_items(gone, versions, CATALOGUE)
+    assert (indexed.deleted, list(indexed.refused)) == (1, ["odd"])
+    assert found(versions.open()) == [4]
+
+
+def test_where_all_of_many_fail_alike_the_batch_is_to_come_again(versions: MemoryIndexVersions) -> None:
+    """Then the fault is ours, and the items must not be given up for it."""
+    batch = [entry(f"i{row}", row, [1, 1], regions=7) for row in range(1, ALIKE + 1)]
+    with pytest.raises(TypeError):
+        index_items(batch, versions, CATALOGUE)
+    assert len(index_items(batch[1:], versions, CATALOGUE).refused) == ALIKE - 1
+
+
+def test_a_request_that_the_server_refuses_is_not_a_server_that_is_away() -> None:
+    """Tried again whole it would be refused for ever; in halves, what fails alone is found and told."""
+
+    class Particular(MemoryIndexVersions):
+        def open(self, version: str | None = None) -> VectorIndex:
+            index = super().open(version)
+            put = index.upsert
+
+            def upsert(rows: Rows, vectors: Floats, attributes: Attributes) -> Mapping[int, InvalidInput]:
+                if 4 in rows:
+                    raise RequestRefused("status 413")
+                return put(rows, vectors, attributes)
+
+            index.upsert = upsert  # type: ignore[method-assign]
+            return index
+
+    versions = Particular()
+    versions.create("m1", 2)
+    versions.promote("m1")
+    batch = [entry(f"i{row}", row, [1, 1]) for row in range(1, 8)]
+    indexed = index_items(batch, versions, CATALOGUE)
+    assert (indexed.upserted, list(indexed.refused)) == (6, ["i4"])
 
 
 def test_a_row_that_cannot_be_read_is_told_with_its_key() -> None:

@@ -23,7 +23,7 @@ from narrows.pipeline import Recommendation, Request, Stages, recommend
 from narrows.policy import Change, PolicyState
 from narrows.ranking import FusionRanker, Ranked, RankRequest
 from narrows.retrieval import Candidates, Floats, Query, Retrieved, Rows
-from narrows.settings import App, SourceQuota, load_app
+from narrows.settings import App, Exploration, SourceQuota, load_app
 from narrows.snapshot import ItemSnapshot, open_base, write_base
 from narrows.visitor import Remembered, Visitor
 
@@ -202,6 +202,31 @@ def test_full(stages: Stages) -> None:
     wide = ask(stages, limit=30)
     by_row = {item.row: item.source for item in wide.slate}
     assert (by_row[9], by_row[5], by_row[0], by_row[29]) == ("covisitation", "covisitation", "als", "popular")
+
+
+class WithAges(HighestRow):
+    """Rows 0 to 4 were created an hour ago, the others a year ago."""
+
+    def rank(self, request: RankRequest, candidates: Candidates, limit: int) -> Ranked:
+        ranked = super().rank(request, candidates, limit)
+        created = np.where(ranked.rows < 5, NOW - 3600.0, NOW - 365 * 86_400.0)
+        return replace(ranked, columns={**ranked.columns, "created_at": created})
+
+
+def test_new_items_come_by_draws_that_the_record_can_tell(stages: Stages, snapshot: ItemSnapshot) -> None:
+    """Two of twenty here: who they are follows from the request's id, how likely they were is recorded."""
+    homepage = stages.app.surfaces["homepage"]
+    surface = replace(homepage, exploration=Exploration("softmax", slots=2))
+    app = replace(stages.app, surfaces={**stages.app.surfaces, "homepage": surface})
+    exploring = replace(stages, app=app, ranker=WithAges(snapshot))
+    answer = ask(exploring, limit=20)
+    drawn = [item for item in answer.record.slate if item.row < 5]
+    assert answer.record.counts["explored"] == len(drawn) == 2
+    assert 0.0 < float(np.prod([item.propensity for item in drawn])) < 1.0
+    assert {item.propensity for item in answer.record.slate if item.row >= 5} == {1.0}
+    assert rows_of(ask(exploring, limit=20)) == rows_of(answer)
+    others = {tuple(rows_of(ask(exploring, limit=20, recommendation_id=f"r{n}"))) for n in range(20)}
+    assert len(others) > 1
 
 
 def test_without_a_model_it_is_in_process(stages: Stages) -> None:

@@ -65,16 +65,44 @@ def test_megashop_is_as_its_files_say() -> None:
 
 def test_places_for_new_items_are_fewer_than_the_slate_has(app_dir: Path) -> None:
     """Every mistake in the setting has its remedy; without it nothing is explored."""
-    assert load_app(app_dir).surfaces["homepage"].exploration.slots == 0
+    surfaces = load_app(app_dir).surfaces
+    assert (surfaces["homepage"].exploration.slots, surfaces["cart"].exploration.slots) == (1, 0)
+    right = 'exploration = { method = "softmax", slots = 1, new_for = "7d" }'
     wrong = 'exploration = { method = "bandit", slots = 20, new_for = "soon", temperature = 0 }'
-    spoil(app_dir, "app.toml", "limit = 20", f"limit = 20\n{wrong}")
+    spoil(app_dir, "app.toml", right, wrong)
     path = "app.toml: surfaces.homepage.exploration"
     assert problems(app_dir) == [
         f"{path}.method = 'bandit': choose one of none, softmax",
-        f"{path}.slots = 20: write a whole number of 0 to 19",
+        f"{path}.slots = 20: write a whole number of 1 to 19",
         f"{path}.new_for = 'soon': write a duration such as \"15m\": a number with ms, s, m, h or d",
         f"{path}.temperature = 0: write a number of 0.01 or more",
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("{ slots = 2 }", "method = 'none': write method = \"softmax\", or leave exploration out"),
+        (
+            '{ method = "softmax", slots = 0 }',
+            "slots = 0: write a whole number of 1 to 19",
+        ),
+    ],
+)
+def test_exploration_is_never_off_without_a_word(app_dir: Path, setting: str, problem: str) -> None:
+    """Half a setting is a mistake."""
+    right = 'exploration = { method = "softmax", slots = 1, new_for = "7d" }'
+    spoil(app_dir, "app.toml", right, f"exploration = {setting}")
+    assert problems(app_dir) == [f"app.toml: surfaces.homepage.exploration.{problem}"]
+
+
+def test_exploration_wants_a_time_of_creation(app_dir: Path) -> None:
+    """Without the column nothing would ever be new."""
+    spoil(app_dir, "app.toml", 'time = "created_at"', "")
+    (problem,) = problems(app_dir)
+    assert problem.startswith(
+        "app.toml: surfaces.homepage.exploration = 1: name the column of creation times"
+    )
 
 
 def test_media_needs_no_price_and_only_watch_events() -> None:

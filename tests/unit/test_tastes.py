@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from narrows.cli.console import CommandFailed, Progress
-from narrows.cli.tastes import Tastes
+from narrows.cli.tastes import Tastes, note_market, noted_market
 from narrows.settings import App, load_app
 from narrows.simulator import Market
 
@@ -33,8 +33,15 @@ class Telling(Market):
 class ShowingApi:
     """Shows a new item, so many seconds after it came, to the users for whom `shows(user, item)`."""
 
-    def __init__(self, market: Telling, shows: Callable[[str, int], bool], history: int = 9) -> None:
-        self.market, self.shows, self.history = market, shows, history
+    def __init__(
+        self,
+        market: Telling,
+        shows: Callable[[str, int], bool],
+        history: int = 9,
+        *,
+        eligible: bool = True,
+    ) -> None:
+        self.market, self.shows, self.history, self.eligible = market, shows, history, eligible
         self.time = 50.0
         self.there: dict[str, float] = {}
 
@@ -52,9 +59,9 @@ class ShowingApi:
         shown = [
             item_id
             for item_id, since in self.there.items()
-            if self.time >= since and self.shows(body["user_id"], self.market.like[item_id])
+            if self.eligible and self.time >= since and self.shows(body["user_id"], self.market.like[item_id])
         ]
-        trace = {"history": [{}] * self.history, "eligible": list(self.there)}
+        trace = {"history": [{}] * self.history, "eligible": list(self.there) if self.eligible else []}
         return {"recommendations": [{"item_id": one} for one in shown], "trace": trace}
 
     def clock(self) -> float:
@@ -80,7 +87,7 @@ def likes(market: Market, user: str, item: int) -> bool:
 
 
 def measured(app: App, market: Telling, api: ShowingApi) -> dict[str, Any]:
-    tastes = Tastes(app, market, api, api.clock, api.sleep, run="1")
+    tastes = Tastes(app, market, api, api.clock, api.sleep, run="1", rng=np.random.default_rng(0))
     with Progress("new items", 50, "pairs") as progress:
         tastes.measure(8, progress)
     assert tastes.remove() == 8
@@ -117,7 +124,7 @@ def test_items_that_come_to_all_or_to_nobody_are_told(
 def test_pairs_are_of_users_who_can_buy_the_item(app: App, market: Telling) -> None:
     """And whose history is known; an item of another country is neither liked nor disliked."""
     api = ShowingApi(market, lambda user, item: True)
-    tastes = Tastes(app, market, api, api.clock, api.sleep, run="1")
+    tastes = Tastes(app, market, api, api.clock, api.sleep, run="1", rng=np.random.default_rng(0))
     with Progress("new items", 50, "pairs") as progress:
         tastes.measure(8, progress)
     for pair in tastes._pairs:
@@ -128,8 +135,31 @@ def test_pairs_are_of_users_who_can_buy_the_item(app: App, market: Telling) -> N
         assert above <= 0.01 if pair.fits else above >= 0.5
 
 
+def test_the_market_of_a_cloud_is_noted_and_found_again(tmp_path: Path) -> None:
+    """By those who come later; where none was noted, the remedy is told."""
+    with pytest.raises(CommandFailed, match="start one with narrows demo"):
+        noted_market(tmp_path)
+    (tmp_path / "run").mkdir()
+    noted = Market(5, users=70, items=300, as_of=1_700_000_000.0)
+    note_market(tmp_path, noted)
+    found = noted_market(tmp_path)
+    assert found.item_ids == noted.item_ids
+    assert found.preferred(found.user_ids[3], 10) == noted.preferred(noted.user_ids[3], 10)
+    assert found.created_at.tolist() == noted.created_at.tolist()
+
+
+def test_where_nobody_could_see_anything_nothing_is_compared(app: App, market: Telling) -> None:
+    """No answer could have shown a new item: that is not a comparison won or lost."""
+    api = ShowingApi(market, lambda user, item: True, eligible=False)
+    report = measured(app, market, api)
+    assert not report["ok"]
+    assert any("nothing can be compared" in one for one in report["reasons"]), report
+
+
 def test_a_market_that_nobody_knows_is_refused(app: App, market: Telling) -> None:
     """The API knows no history: what is missing, and what to do."""
     api = ShowingApi(market, lambda user, item: True, history=2)
     with pytest.raises(CommandFailed, match="send the market's events first"):
-        Tastes(app, market, api, api.clock, api.sleep, run="1").measure(8, Progress("new items", 50, "pairs"))
+        Tastes(app, market, api, api.clock, api.sleep, run="1", rng=np.random.default_rng(0)).measure(
+            8, Progress("new items", 50, "pairs")
+        )
