@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.ranking import Ranked
-from narrows.reranking import Caps, Positions, diversify
+from narrows.reranking import NO_POSITIONS, Caps, Positions, diversify
 from narrows.settings import Exploration, Surface
 
 Chances = NDArray[np.float64]
@@ -30,25 +30,38 @@ class Arranged:
 
 
 def arrange(ranked: Ranked, surface: Surface, limit: int, *, now: float, seed: str) -> Arranged:
-    """Choose for relevance and variety; the last places go to drawn new items, which are spread evenly.
+    """Choose for relevance and variety; some of the lower half give way to drawn new items, spread evenly.
 
-    What is good enough for the other places keeps them, new or not. A slate of fewer items than the surface
-    shows has fewer such places, in proportion. The same `seed`, which is the identity of the request, draws
-    the same items again.
+    What is in the slate by merit is not drawn. A slate of fewer items than the surface shows has fewer such
+    places, in proportion. The same `seed`, which is the identity of the request, draws the same items again.
     """
     count = min(limit, len(ranked.rows))
     merit = diversify(ranked, surface.diversity, count)
     slots = surface.exploration.slots * count // surface.limit
     strength = _strength(ranked, surface.exploration, now) if slots else np.empty(0)
-    slots = min(slots, int(np.isfinite(strength).sum()))
-    for places in range(slots, 0, -1):  # as many as can be drawn for, which caps may say
-        kept = merit.order[: count - places]
-        drawn, chances = _drawn(strength, kept, places, Caps.of(ranked.columns, surface.diversity.caps), seed)
-        if len(drawn) == places:
-            at = (np.arange(places) + 1) * count // (places + 1) - np.arange(places)
-            order, propensities = np.insert(kept, at, drawn), np.insert(np.ones(len(kept)), at, chances)
-            return Arranged(order, propensities, places, min(merit.relaxed, len(kept)))
-    return Arranged(merit.order, np.ones(count), 0, merit.relaxed)
+    strength[merit.order if slots else NO_POSITIONS] = -np.inf
+    if not np.isfinite(strength).any():
+        return Arranged(merit.order, np.ones(count), 0, merit.relaxed)
+    caps, head = Caps.of(ranked.columns, surface.diversity.caps), merit.order[: (count + 1) // 2]
+    drawn, chances = _drawn(strength, head, slots, caps, seed)
+    others, relaxed = _beside(merit.order, head, count - len(drawn), caps)
+    at = (np.arange(len(drawn)) + 1) * count // (len(drawn) + 1) - np.arange(len(drawn))
+    propensities = np.insert(np.ones(len(others)), at, chances)
+    return Arranged(np.insert(others, at, drawn), propensities, len(drawn), relaxed)
+
+
+def _beside(merit: Positions, head: Positions, count: int, caps: Caps) -> tuple[Positions, int]:
+    """(`count` of those by merit, in their order, how many in spite of a cap); the head stays whole."""
+    taken: list[int] = head.tolist()
+    held_back: list[int] = []
+    for position in merit[len(head) :].tolist():
+        if caps.full(position):
+            held_back.append(position)
+        else:
+            caps.count(position)
+            taken.append(position)
+    relaxed = max(0, count - len(taken))
+    return np.asarray(taken[: count - relaxed] + held_back[:relaxed], np.intp), relaxed
 
 
 def _strength(ranked: Ranked, exploration: Exploration, now: float) -> Chances:
@@ -65,20 +78,19 @@ def _strength(ranked: Ranked, exploration: Exploration, now: float) -> Chances:
 
 
 def _drawn(
-    strength: Chances, kept: Positions, places: int, caps: Caps, seed: str
+    strength: Chances, head: Positions, slots: int, caps: Caps, seed: str
 ) -> tuple[Positions, Chances]:
-    """Up to so many positions besides the kept, without replacement, each with its chance at its draw.
+    """Up to so many positions, without replacement, each with its chance at its draw.
 
     That is in proportion to exp(strength) (Boltzmann exploration; Gumbel noise makes the draw). `caps` counts
-    what is kept and what is drawn.
+    the head, which comes before, and what is drawn.
     """
     left, noise = strength.copy(), _random(seed).gumbel(size=len(strength))
-    for position in kept.tolist():
-        left[position] = -np.inf
+    for position in head.tolist():
         caps.count(position, left)
     chosen: list[int] = []
     chances: list[float] = []
-    while len(chosen) < places and np.isfinite(left).any():
+    while len(chosen) < slots and np.isfinite(left).any():
         weights = np.exp(left - left.max())
         best = int((left + noise).argmax())
         chosen.append(best)

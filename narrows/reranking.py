@@ -17,6 +17,7 @@ TRAITS = ("category_all", "category", "brand")
 
 Positions = NDArray[np.intp]
 Floats = NDArray[np.float32]
+NO_POSITIONS: Positions = np.empty(0, np.intp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +83,18 @@ class Caps:
     def __bool__(self) -> bool:
         return bool(self._capped)
 
-    def count(self, chosen: int, value: NDArray[Any]) -> None:
-        """Count an item; where a value is full, the `value` of all that have it becomes -inf."""
+    def count(self, chosen: int, value: NDArray[Any] | None = None) -> None:
+        """Count an item; where that fills a cap, the `value` of all under it becomes -inf."""
         for codes, most, counts in self._capped:
             code = int(codes[chosen])
             if code >= 0:
                 counts[code] = counts.get(code, 0) + 1
-                if counts[code] >= most:
+                if value is not None and counts[code] >= most:
                     value[codes == code] = -np.inf
+
+    def full(self, position: int) -> bool:
+        """Whether an item is ruled out by what was counted."""
+        return any(counts.get(int(codes[position]), 0) >= most for codes, most, counts in self._capped)
 
 
 def _scaled(scores: Floats) -> Floats:

@@ -90,14 +90,14 @@ def test_items_are_drawn_as_often_as_their_propensity_says() -> None:
 
 def test_the_propensities_of_a_slate_multiply_to_its_chance() -> None:
     """Two equal new items for two places are in every slate, in two orders of the same chance."""
-    items = ranked([90.0] * 4 + [1.0] * 2)
-    items.scores[4:] = -1.0
+    items = ranked([90.0] * 6 + [1.0] * 2)
+    items.scores[6:] = -1.0
     chances = {
         tuple(shown.order.tolist()): float(shown.propensities.prod())
         for shown in (slate(items, surface(2), seed=f"{seed}") for seed in range(40))
     }
     assert sorted(chances.values()) == [0.5, 0.5]
-    assert {tuple(sorted(order)) for order in chances} == {(0, 1, 2, 3, 4, 5)}
+    assert {tuple(sorted(order)) for order in chances} == {(0, 1, 2, 3, 6, 7)}
 
 
 @given(
@@ -122,11 +122,14 @@ def test_a_slate_has_every_item_once_under_its_caps(
 
 
 def test_caps_hold_for_what_is_explored_and_for_the_rest_beside_it() -> None:
-    """One item of a brand in the slate, drawn or not: here none can be drawn."""
+    """One of a brand: an item of the upper half keeps the new one out, one of the lower half gives way."""
     items = ranked([90.0] * 6 + [1.0] * 3, brands=[0, 1, 2, 3, 4, 5, 0, 0, 0])
     shown = slate(items, surface(2, brand=1))
-    assert shown.order.tolist() == list(range(6))
-    assert shown.explored == 0
+    assert (shown.order.tolist(), shown.explored) == (list(range(6)), 0)
+    items = ranked([90.0] * 6 + [1.0] * 3, brands=[0, 1, 2, 3, 4, 5, 3, 3, 3])
+    shown = slate(items, surface(1, brand=1))
+    assert sorted(items.columns["brand"][shown.order].tolist()) == [0, 1, 2, 3, 4, 5]
+    assert (3 not in shown.order.tolist(), shown.explored) == (True, 1)
 
 
 @pytest.mark.parametrize("age", [90.0, float("nan"), -1.0], ids=["old", "unknown", "later"])
