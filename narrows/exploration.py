@@ -30,7 +30,7 @@ class Arranged:
 
 
 def arrange(ranked: Ranked, surface: Surface, limit: int, *, now: float, seed: str) -> Arranged:
-    """Choose for relevance and variety; some of the lower half give way to drawn new items, spread evenly.
+    """Choose for relevance and variety; some of them give way to drawn new items, which are spread evenly.
 
     What is in the slate by merit is not drawn. A slate of fewer items than the surface shows has fewer such
     places, in proportion. The same `seed`, which is the identity of the request, draws the same items again.
@@ -42,7 +42,7 @@ def arrange(ranked: Ranked, surface: Surface, limit: int, *, now: float, seed: s
     strength[merit.order if slots else NO_POSITIONS] = -np.inf
     if not np.isfinite(strength).any():
         return Arranged(merit.order, np.ones(count), 0, merit.relaxed)
-    caps, head = Caps.of(ranked.columns, surface.diversity.caps), merit.order[: (count + 1) // 2]
+    caps, head = Caps.of(ranked.columns, surface.diversity.caps), merit.order[:1]
     drawn, chances = _drawn(strength, head, slots, caps, seed)
     others, relaxed = _beside(merit.order, head, count - len(drawn), caps)
     at = (np.arange(len(drawn)) + 1) * count // (len(drawn) + 1) - np.arange(len(drawn))

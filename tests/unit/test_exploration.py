@@ -122,7 +122,7 @@ def test_a_slate_has_every_item_once_under_its_caps(
 
 
 def test_caps_hold_for_what_is_explored_and_for_the_rest_beside_it() -> None:
-    """One of a brand: an item of the upper half keeps the new one out, one of the lower half gives way."""
+    """One of a brand: the best item keeps a new one out, any other gives way."""
     items = ranked([90.0] * 6 + [1.0] * 3, brands=[0, 1, 2, 3, 4, 5, 0, 0, 0])
     shown = slate(items, surface(2, brand=1))
     assert (shown.order.tolist(), shown.explored) == (list(range(6)), 0)
