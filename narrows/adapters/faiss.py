@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import faiss
 import numpy as np
 
-from narrows.adapters.faiss_lists import Exact, Lists, built, joined
+from narrows.adapters.faiss_lists import Exact, Lists, built, joined, packed
 from narrows.adapters.slots import Slots
 from narrows.errors import BundleError, InvalidInput
 from narrows.retrieval import Floats, Rows
@@ -37,6 +37,7 @@ EXACT_BELOW = 100_000
 FRESH_AT_MOST = 20_000
 REBUILT_AT = 2.0
 RECALL = 0.98
+MEASURED = ("built_with", "probes", "compared", "reach", "error")
 INDEX_FILE, PARTS_FILE, ABOUT_FILE = "lists.faiss", "parts.npz", "about.json"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile)
 
@@ -132,7 +133,7 @@ class FaissVectorIndex:
         }
         if state.lists:
             arrays |= {"edges": state.lists.edges, **state.lists.slots.arrays("lists_")}
-            about |= {name: getattr(state.lists, name) for name in ("built_with", "probes", "reach")}
+            about |= {name: getattr(state.lists, name) for name in MEASURED}
             faiss.write_index(state.lists.index, str(folder / f"{prefix}{INDEX_FILE}"))
         with (folder / f"{prefix}{PARTS_FILE}").open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -153,9 +154,9 @@ class FaissVectorIndex:
         if not len(fresh.slots):
             return _State(fresh, lists)
         outgrown = len(lists.slots) + len(fresh.slots) >= REBUILT_AT * lists.built_with
-        if outgrown or 2 * np.count_nonzero(lists.takes(fresh.vectors)) < len(fresh.slots):
-            return _State(self._nothing(), built(joined(lists, fresh), self.recall, self.questions))
         inside = lists.takes(fresh.vectors)
+        if outgrown or 2 * np.count_nonzero(inside) < len(fresh.slots):
+            return _State(self._nothing(), built(joined(lists, fresh), self.recall, self.questions))
         return _State(fresh.part(~inside), lists.extended(fresh.part(inside)))
 
     def _nothing(self) -> Exact:
@@ -166,7 +167,7 @@ def load(folder: Path, prefix: str = "") -> FaissVectorIndex:
     """The index that `save` wrote; BundleError names what cannot be read."""
     try:
         about = json.loads((folder / f"{prefix}{ABOUT_FILE}").read_text())
-        made = {name: about.pop(name) for name in ("built_with", "probes", "reach") if name in about}
+        made = {name: about.pop(name) for name in MEASURED if name in about}
         about["filters"] = tuple(about["filters"])
         with (
             (folder / f"{prefix}{PARTS_FILE}").open("rb") as file,
@@ -177,8 +178,9 @@ def load(folder: Path, prefix: str = "") -> FaissVectorIndex:
         lists = None
         if made:
             read = faiss.read_index(str(folder / f"{prefix}{INDEX_FILE}"))
-            made["probes"] = tuple(made["probes"])
-            lists = Lists(read, Slots.of(arrays, "lists_"), edges=arrays["edges"], **made)
+            made |= {name: tuple(made[name]) for name in ("probes", "compared")}
+            slots = Slots.of(arrays, "lists_")
+            lists = Lists(read, packed(read), slots, edges=arrays["edges"], **made)
         index._state = _State(Exact(Slots.of(arrays, "fresh_"), arrays["fresh_vectors"]), lists)
     except UNREADABLE as error:
         raise BundleError(f"{folder} cannot be read as a vector index ({error}); build it again") from error
