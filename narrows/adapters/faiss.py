@@ -44,8 +44,11 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, 
 
 @dataclass(frozen=True, eq=False)
 class _State:
+    """`left`: so many of the fresh part's slots stayed there when the others went to the lists."""
+
     fresh: Exact
     lists: Lists | None = None
+    left: int = 0
 
 
 @dataclass(eq=False)
@@ -53,7 +56,8 @@ class FaissVectorIndex:
     """A search reads one state that nobody changes, and needs no lock; a change puts another there.
 
     Changes can be found at once. When the fresh part is full, the change that fills it moves it to the
-    lists, which copies them; when they have doubled, they are made anew. How deep a search goes is measured
+    lists, which copies them; when they have doubled, or are not fit for most of it, they are made anew. What
+    they are not fit for stays where all are compared. How deep a search goes is measured
     by `questions` float32[n, d] like those to come, where there are enough, else by vectors of its own.
     """
 
@@ -87,7 +91,7 @@ class FaissVectorIndex:
             slots = state.fresh.slots.extended(new_rows, chosen)
             state = replace(state, fresh=Exact(slots, np.concatenate([state.fresh.vectors, added])))
             limit = self.fresh_at_most if state.lists else self.exact_below
-            self._state = self._merged(state) if len(slots) >= limit else state
+            self._state = self._merged(state) if len(slots) - state.left >= limit else state
         return bad
 
     def delete(self, rows: Rows) -> None:
@@ -142,7 +146,8 @@ class FaissVectorIndex:
     def _without(self, rows: Rows) -> _State:
         fresh, lists = self._state.fresh, self._state.lists
         fresh = replace(fresh, slots=fresh.slots.without(rows))
-        return _State(fresh, replace(lists, slots=lists.slots.without(rows)) if lists else None)
+        lists = replace(lists, slots=lists.slots.without(rows)) if lists else None
+        return replace(self._state, fresh=fresh, lists=lists)
 
     def _merged(self, state: _State) -> _State:
         """The fresh part in the lists; lists made anew where they have outgrown what they were made with."""
@@ -150,17 +155,21 @@ class FaissVectorIndex:
         if lists is None:
             if len(fresh.slots) < self.exact_below:
                 return _State(fresh)
-            return _State(self._nothing(), built(fresh, self.recall, self.questions))
+            return _remade(built(fresh, self.recall, self.questions))
         if not len(fresh.slots):
             return _State(fresh, lists)
         outgrown = len(lists.slots) + len(fresh.slots) >= REBUILT_AT * lists.built_with
         inside = lists.takes(fresh.vectors)
         if outgrown or 2 * np.count_nonzero(inside) < len(fresh.slots):
-            return _State(self._nothing(), built(joined(lists, fresh), self.recall, self.questions))
-        return _State(fresh.part(~inside), lists.extended(fresh.part(inside)))
+            return _remade(built(joined(lists, fresh), self.recall, self.questions))
+        return _remade((fresh.part(~inside), lists.extended(fresh.part(inside))))
 
     def _nothing(self) -> Exact:
         return Exact(Slots.empty(), np.empty((0, self.dimension), np.float32))
+
+
+def _remade(parts: tuple[Exact, Lists]) -> _State:
+    return _State(*parts, left=len(parts[0].slots))
 
 
 def load(folder: Path, prefix: str = "") -> FaissVectorIndex:

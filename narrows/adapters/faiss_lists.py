@@ -21,19 +21,21 @@ from narrows.retrieval import Floats, Rows
 from narrows.vector_index import Where
 
 ROWS_A_LIST = 500
-TRAINED_ON = 64
+TRAINED_ON = 128
 QUERIES = 400
 FEWEST_QUESTIONS = 50
 DEEP_QUERIES = 40
 DEPTHS = (10, 100, 1_000, 10_000)
-STEP = 1.08
+STEP = 1.04
 SEED = 0
 SWEEPS = 10
 BITS = 4
 NEAREST_FIRST = 11
 """The way of faiss's fast scan that visits the nearest list first, so that few of the others are kept."""
 PLACED_AT_ONCE = 65_536
-OF_CODES = 0.5
+LONG, SHARE = 3.0, 0.99
+"""Vectors so many times as long as this share of all are compared one by one; lists would fit only them."""
+OF_CODES = 0.2
 """The share of what a search may miss that it may miss because codes are coarse."""
 MOST_COMPARED = 16
 """At half precision, for each vector wanted."""
@@ -124,8 +126,9 @@ class Lists:
         return int(min(np.ceil(_between(depth, self.probes) * beyond), len(self.edges)))
 
     def takes(self, vectors: Floats) -> NDArray[np.bool_]:
-        """bool[n]: whose codes are as near to them as those of the vectors that it began with."""
-        return _errors(_coded(self.index), vectors, self._placed(vectors)) <= self.error
+        """bool[n]: as short, and as near to their codes, as the vectors that it began with."""
+        near = _errors(_coded(self.index), vectors, self._placed(vectors)) <= self.error
+        return np.asarray(near & (np.linalg.norm(vectors, axis=1) <= self.reach))
 
     def extended(self, part: Exact) -> Lists:
         """A copy with the slots and vectors of another part behind these."""
@@ -144,13 +147,16 @@ def joined(lists: Lists, fresh: Exact) -> Exact:
     return Exact(lists.slots.taken(kept).joined(fresh.slots), np.concatenate([vectors, fresh.vectors]))
 
 
-def built(part: Exact, recall: float, questions: Floats | None) -> Lists:
-    """The lists over a part without dead slots, and how many of them a search has to visit."""
+def built(whole: Exact, recall: float, questions: Floats | None) -> tuple[Exact, Lists]:
+    """What is left of a part without dead slots, vectors far longer than others, and the lists of these."""
+    lengths = np.linalg.norm(whole.vectors, axis=1)
+    inside = lengths <= LONG * np.quantile(lengths, SHARE)
+    part = whole if inside.all() else whole.part(inside)
     vectors, count = part.vectors, len(part.vectors)
     lists = int(2 ** np.round(np.log2(max(count / ROWS_A_LIST, 16))))
     rng = np.random.default_rng(SEED)
     chosen = rng.choice(count, min(count, TRAINED_ON * lists), replace=False)
-    reach = float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors).max()))
+    reach = float(lengths[inside].max())
     centres = _centres(_lifted(vectors[chosen], reach), lists)
     index = _empty(centres[:, :-1])
     placed = _placed(vectors, reach, centres)
@@ -160,7 +166,8 @@ def built(part: Exact, recall: float, questions: Floats | None) -> Lists:
     queries = asked[rng.choice(len(asked), min(len(asked), QUERIES), replace=False)]
     scan = packed(index)
     probes, compared = _calibrated(scan, vectors, queries, recall)
-    return Lists(index, scan, part.slots, count, probes, compared, reach, error, centres[:, -1].copy())
+    edges = centres[:, -1].copy()
+    return whole.part(~inside), Lists(index, scan, part.slots, count, probes, compared, reach, error, edges)
 
 
 def packed(index: Any) -> Any:

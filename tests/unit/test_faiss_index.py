@@ -154,6 +154,40 @@ def test_vectors_unlike_those_of_the_build_are_found() -> None:
     assert index.search(questions, 1).rows[:, 0].tolist() == best.tolist()
 
 
+def test_a_few_very_long_vectors_cost_the_others_nothing() -> None:
+    """One of twelve thousand is 300 times as long, and still there after it moves to another direction."""
+    vectors = spread(MANY, 0)
+    vectors[7] *= 300
+    index, oracle = (
+        FaissVectorIndex("v1", DIMENSION, exact_below=1000, recall=0.9),
+        MemoryVectorIndex("v1", DIMENSION),
+    )
+    for one in (index, oracle):
+        one.upsert(np.arange(MANY, dtype=np.int32), vectors)
+    lists = index._state.lists
+    assert lists is not None
+    assert max(lists.probes[:2]) < len(lists.edges)
+    assert recall(index, oracle, spread(100, 1)) >= 0.88
+    for one in (index, oracle):
+        one.upsert(np.asarray([7], np.int32), 300 * spread(1, 9))
+    assert index.search(spread(20, 8), 1).rows.tolist() == oracle.search(spread(20, 8), 1).rows.tolist()
+
+
+def test_what_the_lists_are_not_fit_for_does_not_fill_the_fresh_part() -> None:
+    """It is counted once: later changes wait for as many others as ever."""
+    index = FaissVectorIndex("v1", DIMENSION, exact_below=1000, fresh_at_most=40)
+    index.upsert(np.arange(1500, dtype=np.int32), spread(1500, 0))
+    index.upsert(np.arange(1500, 1540, dtype=np.int32), np.concatenate([9 * spread(19, 5), spread(21, 6)]))
+    moved, left = index._state.lists, len(index._state.fresh.slots)
+    assert 19 <= left < 25
+    index.upsert(np.arange(1540, 1570, dtype=np.int32), spread(30, 7))
+    assert moved is not None
+    assert index._state.lists is not None
+    assert index._state.lists.index is moved.index
+    assert len(index._state.fresh.slots) == left + 30
+    assert len(index) == 1570
+
+
 def test_lists_of_an_earlier_version_are_refused(
     power_law: tuple[FaissVectorIndex, MemoryVectorIndex], tmp_path: Path
 ) -> None:
