@@ -8,6 +8,7 @@ that the recall wanted is met on the vectors at hand.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,10 +23,10 @@ from narrows.vector_index import Where
 
 ROWS_A_LIST = 500
 TRAINED_ON = 128
-QUERIES = 400
 FEWEST_QUESTIONS = 50
-DEEP_QUERIES = 40
 DEPTHS = (10, 100, 1_000, 10_000)
+QUERIES = (400, 400, 100, 40)
+"""By which it is measured how deep a search goes, for each of `DEPTHS`."""
 STEP = 1.04
 SEED = 0
 SWEEPS = 10
@@ -163,7 +164,7 @@ def built(whole: Exact, recall: float, questions: Floats | None) -> tuple[Exact,
     error = _learned(_coded(index), vectors[chosen], placed[chosen])
     _filled(index, vectors, placed)
     asked = vectors if questions is None or len(questions) < FEWEST_QUESTIONS else questions
-    queries = asked[rng.choice(len(asked), min(len(asked), QUERIES), replace=False)]
+    queries = asked[rng.choice(len(asked), min(len(asked), QUERIES[0]), replace=False)]
     scan = packed(index)
     probes, compared = _calibrated(scan, vectors, queries, recall)
     edges = centres[:, -1].copy()
@@ -265,7 +266,9 @@ def _closely(compared: float, **options: Any) -> Any:
 
 def _between(depth: float, measured: tuple[float, ...]) -> float:
     """What was measured at `DEPTHS`, between them by a power of the depth."""
-    return float(np.exp(np.interp(np.log(max(depth, 1.0)), np.log(DEPTHS), np.log(measured))))
+    at = min(max(bisect_left(DEPTHS, depth), 1), len(DEPTHS) - 1)
+    share = math.log(depth / DEPTHS[at - 1]) / math.log(DEPTHS[at] / DEPTHS[at - 1])
+    return float(measured[at - 1] * (measured[at] / measured[at - 1]) ** min(max(share, 0.0), 1.0))
 
 
 def _calibrated(
@@ -279,9 +282,8 @@ def _calibrated(
     steps = np.arange(np.ceil(np.log(lists) / np.log(STEP)))
     counts: list[int] = np.unique(np.append(STEP**steps, lists).astype(int)).tolist()
 
-    chosen = {depth: queries if depth <= DEPTHS[-2] else queries[:DEEP_QUERIES] for depth in DEPTHS}
-    nearest = {len(one): exact.search(one, min(depth, len(vectors)))[1] for depth, one in chosen.items()}
-    truths = {depth: nearest[len(one)][:, :depth] for depth, one in chosen.items()}
+    chosen = {depth: queries[:count] for depth, count in zip(DEPTHS, QUERIES, strict=True)}
+    truths = {depth: exact.search(one, min(depth, len(vectors)))[1] for depth, one in chosen.items()}
     compared = {depth: _compared(scan, chosen[depth], truths[depth], recall) for depth in DEPTHS}
 
     def fewest(depth: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.interactions import Interactions
-from narrows.retrieval import Floats, Query, Retrieved, Rows
+from narrows.retrieval import Floats, Query, Retrieved, Rows, among
 from narrows.sources.rows import NOTHING, RowsOf, best, load_arrays, save_arrays
 
 FILE = "covisitation.npz"
@@ -265,5 +265,5 @@ def _best_of(rows: Rows, worth: NDArray[Any], quota: int, exclude: Rows) -> Retr
     held, where = np.unique(rows, return_inverse=True)
     totals = np.bincount(where, weights=worth, minlength=len(held))
     scores = np.where(totals > 0, totals, -np.inf).astype(np.float32)
-    found = best(scores, quota, np.flatnonzero(np.isin(held, exclude)).astype(np.int32))
+    found = best(scores, quota, np.flatnonzero(among(held, exclude)).astype(np.int32))
     return Retrieved(held[found.rows], found.scores)
