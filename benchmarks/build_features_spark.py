@@ -157,17 +157,20 @@ def measure(count: int, folder: Path) -> dict[str, float]:
     """Build once in this process, which starts Spark and its Python workers."""
     from pyspark.sql import SparkSession  # only in the process of one size
 
-    from glue_jobs.build_features import build
-    from glue_jobs.lake import EVENTS
+    from glue_jobs.event_files import files_in
+    from glue_jobs.nightly import SETTINGS, write_night
 
     features = FeatureSet(load_app(ROOT / "apps" / "megashop").features)
-    spark = SparkSession.builder.appName("build_features").getOrCreate()
+    builder = SparkSession.builder.appName("build_features")
+    for name, value in SETTINGS.items():
+        builder = builder.config(name, value)
+    spark = builder.getOrCreate()
     spark.range(1).count()
-    events = spark.read.schema(EVENTS).parquet(str(folder / "events"))
     java = int(spark.sparkContext._jvm.java.lang.ProcessHandle.current().pid())  # type: ignore[union-attr]
     with Watched(java) as watched:
         began, cpu_before = time.perf_counter(), watched.cpu_s()
-        keys = build(events, features, str(folder / "features"), NOW)
+        files = files_in(str(folder / "events"))
+        keys = write_night(spark, files, features, NOW, str(folder / "features"))
         took, cpu = time.perf_counter() - began, watched.cpu_s() - cpu_before
     spark.stop()
     figures = {"events": count, "seconds": round(took, 1), "events_per_s": round(count / took)}

@@ -18,6 +18,10 @@ from pyspark.sql import functions as F  # the name that Spark's own documentatio
 
 SCHEMA = "leg string, seat int, block binary"
 Block = tuple[str, int, pa.Buffer]
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+_FIRST_BYTES = np.array([(1 << 8 * number) - 1 for number in range(9)], np.uint64)
+CODEC = "zstd"
+"""Blocks are moved five times and more, between processes and through files: that costs more than this."""
 _TOGETHER = 1 << 20
 """Bytes of blocks that are handed to Spark at once: a batch for each would cost more than it holds."""
 
@@ -37,7 +41,8 @@ def dealt(leg: str, table: pa.Table, rows: NDArray[Any], seats: NDArray[Any]) ->
 def packed(table: pa.Table) -> pa.Buffer:
     """A table as bytes."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    options = pa.ipc.IpcWriteOptions(compression=CODEC)
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     return sink.getvalue()
 
@@ -68,6 +73,26 @@ def from_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Block]:
         legs, seats, blocks = (batch.column(place) for place in range(3))
         for leg, seat, block in zip(legs, seats, blocks, strict=True):
             yield leg.as_py(), seat.as_py(), block.as_buffer()
+
+
+def seats_of(texts: pa.Array, seats: int, *, without: int = 0) -> NDArray[np.int64]:
+    """A seat for each text, the same wherever it is met; nothing is hashed of its first `without` bytes."""
+    if not len(texts):
+        return np.empty(0, np.int64)
+    _, offsets, data = texts.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
+    starts = np.minimum(bounds[:-1] + without, bounds[1:])
+    left = bounds[1:] - starts
+    padded = np.concatenate([np.frombuffer(data or b"", np.uint8), np.zeros(8, np.uint8)])
+    eights = np.ndarray(len(padded) - 7, "<u8", padded, strides=(1,))  # the eight bytes from each place on
+    found = left.astype(np.uint64)
+    while np.any(left > 0):
+        rows: Any = slice(None) if left.min() > 0 else np.flatnonzero(left > 0)  # whose text goes on
+        word = eights[starts[rows]] & _FIRST_BYTES[np.minimum(left[rows], 8)]
+        mixed = (found[rows] ^ word) * _ODD
+        found[rows] = mixed ^ (mixed >> np.uint64(32))
+        starts, left = starts + 8, left - 8
+    return np.asarray(found % np.uint64(seats), np.int64)
 
 
 def seated(blocks: DataFrame, seats: int) -> DataFrame:

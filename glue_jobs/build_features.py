@@ -15,28 +15,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F  # the name that Spark's own documentation uses
-
 from glue_jobs.app_files import read_app
-from glue_jobs.lake import add_arguments, open_lake, read_events
-from glue_jobs.nightly import Night
+from glue_jobs.event_files import lake_files
+from glue_jobs.lake import add_arguments, open_lake
+from glue_jobs.nightly import SETTINGS, write_night
 from narrows.features.registry import FeatureSet
-
-
-def build(events: DataFrame, features: FeatureSet, output: str, as_of: float) -> dict[str, int]:
-    """Write the folders under `output`; returns how many events were read and how many keys each has."""
-    later = F.sum((F.col("time") > as_of).cast("long"))
-    read = events.agg(F.count("*").alias("read"), F.coalesce(later, F.lit(0)).alias("later")).first()
-    counts: dict[str, int] = read.asDict() if read else {}
-    night = Night(events, features, as_of, counts["read"])
-    for scope in night.scopes:
-        folder = f"{output.rstrip('/')}/{scope.replace(':', '_')}"
-        values = night.values(scope)
-        values.write.mode("overwrite").parquet(folder)
-        counts[scope] = events.sparkSession.read.schema(values.schema).parquet(folder).count()
-    night.forget()
-    return counts
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -51,9 +34,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> None:
     arguments = _arguments(argv)
-    spark = open_lake("build_features", arguments.lake, arguments.database)
+    spark = open_lake("build_features", arguments.lake, arguments.database, SETTINGS)
     features = FeatureSet(read_app(spark, arguments.app_config).features)
-    counts = build(read_events(spark), features, arguments.output, arguments.as_of)
+    counts = write_night(spark, lake_files(spark), features, arguments.as_of, arguments.output)
     print(json.dumps(counts))  # noqa: T201  # the job's log is where its counts are looked for
     if counts["read"] == counts["later"]:
         raise SystemExit(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
@@ -79,10 +80,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--database", default="", help="its database in the Glue catalogue; none: the folder")
 
 
-def open_lake(job: str, lake: str, database: str = "") -> SparkSession:
-    """A session that sees the lake: in this folder, or in this database of the Glue catalogue."""
+def open_lake(
+    job: str, lake: str, database: str = "", more: Mapping[str, str] = MappingProxyType({})
+) -> SparkSession:
+    """A session that sees the lake: in this folder, or in this database of the Glue catalogue.
+
+    `more` are settings of the job itself; a Spark that is up already keeps its own.
+    """
     builder = SparkSession.builder.appName(job)
-    for name, value in settings(lake, database).items():
+    for name, value in {**settings(lake, database), **more}.items():
         builder = builder.config(name, value)
     return builder.getOrCreate()
 
@@ -128,7 +134,7 @@ def read_events(spark: SparkSession, as_of: datetime | int | None = None) -> Dat
 
     What an older snapshot does not have yet is null. A moment before the first snapshot is an error.
     """
-    found = spark.sql(f"SELECT * FROM {events_table(spark)} {_version(as_of)}")  # noqa: S608  # names and numbers
+    found = spark.sql(f"SELECT * FROM {events_table(spark)} {version_sql(as_of)}")  # noqa: S608  # names and numbers
     return found.select(
         *(
             F.col(field.name)
@@ -166,7 +172,8 @@ def _create(spark: SparkSession, table: str, schema: T.StructType, partitioned: 
     )
 
 
-def _version(as_of: datetime | int | None) -> str:
+def version_sql(as_of: datetime | int | None) -> str:
+    """What follows a table to read it as of a moment or in one snapshot."""
     if as_of is None:
         return ""
     if isinstance(as_of, int):

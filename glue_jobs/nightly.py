@@ -1,46 +1,81 @@
-"""Every key's values as of one moment, for all scopes from one scan of the lake, by the arrays of each kind.
+"""Every key's values as of one moment, for all scopes from one reading of the lake, by arrays.
 
-Spark reads the few columns that features are made from and hands them to Python workers by Arrow. There every
-row is dealt to the seat of its key, in blocks of thousands; sessions that logged in hand their rows on to
-their users; and what sits together is added up by numpy. Nothing is done for one event alone, and no event is
-a row of Spark's after the scan.
+Spark says who reads which part of the lake's files, and moves blocks of thousands of rows between its Python
+workers. There every row is dealt to the seat of its key; sessions that logged in hand their rows on to their
+users; and what sits together is added up by numpy and written. Nothing is done for one event alone, and no
+event is ever a row of Spark's.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
-from pyspark.sql import types as T
+from pyspark.sql import SparkSession
 
-from glue_jobs.blocks import SCHEMA, Block, as_rows, dealt, from_rows, of_used_words, packed, seated, unpacked
+from glue_jobs.blocks import (
+    SCHEMA,
+    Block,
+    as_rows,
+    dealt,
+    from_rows,
+    of_used_words,
+    seated,
+    seats_of,
+    unpacked,
+)
+from glue_jobs.event_files import (
+    EventRows,
+    Part,
+    Words,
+    among,
+    codes_of,
+    lake_columns,
+    located,
+    parts_of,
+    read,
+    truths,
+    words,
+)
 from narrows.features.columns import Entries, EventColumns, Floats, TextColumn
 from narrows.features.kinds import LastN, PerValue
 from narrows.features.registry import VISITOR_SCOPES, FeatureSet
-from narrows.features.scan import (
-    ScopeFeatures,
-    key_column,
-    number_column,
-    scan_sql,
-    scopes_of,
-    seat_column,
-    text_column,
-)
+from narrows.features.scan import ScopeFeatures, number_column, scopes_of, text_column
 
 AT_A_SEAT = 250_000
-"""How many events sit together: what a worker holds at once, some 200 MB."""
+"""How many events sit together, or events of items: what a worker holds at once, some 200 MB."""
+READ_BY_ONE = 250_000
 DEALT_AT_ONCE = 250_000
+SETTINGS: Mapping[str, str] = MappingProxyType({"spark.shuffle.compress": "false"})
+"""What Spark should be started with: blocks are compressed already."""
+BLOCKS_AT_ONCE = 16
+"""How many blocks Spark hands to a worker at once; by its own 10,000 all of a seat, as one piece."""
+WORKERS: Mapping[str, str] = MappingProxyType(
+    {
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+        "MALLOC_TOP_PAD_": str(64 << 20),
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+    }
+)
+"""The environment of the Python workers: what an array gave back is kept for the next, not fetched from the
+kernel page by page, which took a third of their time."""
+READ, LATER = "read", "later"
 ANONYMOUS, LOGINS, VISITORS = "anonymous", "logins", "visitor"
 _SESSION, _USER = "s#", "u#"
+_PREFIXES: Mapping[str, str] = {"session": _SESSION, "user": _USER}
+"""What the keys of these scopes begin with; until they are written, the ids alone will do."""
+_PREFIX_BYTES = 2
 
 
 @dataclass(frozen=True)
@@ -48,49 +83,71 @@ class Plan:
     """What workers have to know."""
 
     scopes: Mapping[str, ScopeFeatures]
+    parts: Sequence[Sequence[Part]]
+    columns: Sequence[str]
     as_of: float
     seats: int
+    output: str
+
+    def folder(self, scope: str) -> tuple[pafs.FileSystem, str]:
+        """Where the values of a scope are written."""
+        return located(f"{self.output.rstrip('/')}/{scope.replace(':', '_')}")
 
 
-class Night:
-    """The values of every scope; each is a table with `key`, `as_of` and one column a feature."""
+def write_night(
+    spark: SparkSession, files: Sequence[str], features: FeatureSet, as_of: float, output: str
+) -> dict[str, int]:
+    """Write a folder for each scope under `output`: `key`, `as_of` and one column a feature; null is missing.
 
-    def __init__(self, events: DataFrame, features: FeatureSet, as_of: float, count: int) -> None:
-        """`count` is how many events there are, roughly: it says in how many parts they are added up."""
-        self.scopes = scopes_of(features)
-        self._results = self._made(events, Plan(self.scopes, as_of, max(1, math.ceil(count / AT_A_SEAT))))
-
-    def values(self, scope: str) -> DataFrame:
-        """One row for each key that has an event; null is missing."""
-        mine = self._results.where(f"leg = '{scope}'")
-        return mine.mapInArrow(_opened, schema_of(self.scopes[scope]))
-
-    def forget(self) -> None:
-        """Give back what is kept of them."""
-        self._results.unpersist()
-
-    def _made(self, events: DataFrame, plan: Plan) -> DataFrame:
-        events.createOrReplaceTempView("narrows_lake")
-        text = scan_sql(plan.scopes.values(), "narrows_lake", plan.as_of, plan.seats)
-        dealt_out = events.sparkSession.sql(text).mapInArrow(_dealing(plan), SCHEMA)
-        added = seated(dealt_out, plan.seats).mapInArrow(_adding(plan), SCHEMA)
-        if VISITORS in plan.scopes:
-            added = seated(added, plan.seats).mapInArrow(_adding_visitors(plan), SCHEMA)
-        return added.persist()
+    Returns how many events were read, how many of them are later than `as_of`, and how many keys each scope
+    has.
+    """
+    scopes = scopes_of(features)
+    spark.sparkContext.environment.update(WORKERS)
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(BLOCKS_AT_ONCE))
+    parts = parts_of(spark, files)
+    seats = math.ceil(max(sum(one.events for one in parts), sum(one.items for one in parts)) / AT_A_SEAT)
+    plan = Plan(scopes, _shared(parts), lake_columns(scopes.values()), as_of, max(1, seats), output)
+    for scope in scopes:
+        _empty(plan, scope)
+    numbers = spark.range(0, len(plan.parts), 1, max(1, len(plan.parts)))
+    told = seated(numbers.mapInArrow(_dealing(plan), SCHEMA), plan.seats).mapInArrow(_adding(plan), SCHEMA)
+    if VISITORS in scopes:
+        told = seated(told, plan.seats).mapInArrow(_adding_visitors(plan), SCHEMA)
+    counts = dict.fromkeys((READ, LATER, *scopes), 0)
+    for row in told.collect():
+        counts[row["leg"]] += int(row["block"])
+    return counts
 
 
-def schema_of(scope: ScopeFeatures) -> T.StructType:
+def schema_of(scope: ScopeFeatures) -> pa.Schema:
     """The columns of a scope's table."""
-    features = [T.StructField(one.name, _type(one.kind)) for one in scope.features]
-    return T.StructType(
-        [T.StructField("key", T.StringType()), T.StructField("as_of", T.DoubleType()), *features]
-    )
+    features = [(one.name, _type(one.kind)) for one in scope.features]
+    return pa.schema([("key", pa.string()), ("as_of", pa.float64()), *features])
 
 
-def _type(kind: object) -> T.DataType:
+def _type(kind: object) -> pa.DataType:
     if isinstance(kind, LastN):
-        return T.ArrayType(T.StringType())
-    return T.MapType(T.StringType(), T.DoubleType()) if isinstance(kind, PerValue) else T.DoubleType()
+        return pa.list_(pa.string())
+    return pa.map_(pa.string(), pa.float64()) if isinstance(kind, PerValue) else pa.float64()
+
+
+def _empty(plan: Plan, scope: str) -> None:
+    """Make the folder of a scope, without what an earlier run left there; its columns show without a key."""
+    system, folder = plan.folder(scope)
+    system.create_dir(folder, recursive=True)
+    system.delete_dir_contents(folder)
+    pq.write_table(schema_of(plan.scopes[scope]).empty_table(), f"{folder}/none.parquet", filesystem=system)
+
+
+def _shared(parts: Sequence[Part]) -> list[list[Part]]:
+    """The parts in heaps that one task reads."""
+    heaps: dict[int, list[Part]] = defaultdict(list)
+    events = 0
+    for one in parts:
+        heaps[events // READ_BY_ONE].append(one)
+        events += one.events
+    return list(heaps.values())
 
 
 Batches = Iterable[pa.RecordBatch]
@@ -98,172 +155,181 @@ Stage = Callable[[Batches], Iterator[pa.RecordBatch]]
 
 
 def _dealing(plan: Plan) -> Stage:
-    """Rows of the scan -> blocks by scope and seat; a session's own rows go where its logins go."""
+    """Numbers of parts -> blocks by scope and seat; a session's own rows go where its logins go."""
 
     def deal(batches: Batches) -> Iterator[pa.RecordBatch]:
-        for table in _gathered(batches, DEALT_AT_ONCE):
-            yield from as_rows(_dealt(table, plan))
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                for part in plan.parts[number]:
+                    for rows in read(part, plan.columns, DEALT_AT_ONCE):
+                        yield from as_rows(_dealt(rows, plan))
 
     return deal
 
 
 def _adding(plan: Plan) -> Stage:
-    """Blocks of one seat -> the values of all scopes but visitor; its rows under the key they end up at."""
+    """Blocks of one seat -> all scopes but visitor are written; its rows under the key they end up at."""
 
     def add(batches: Batches) -> Iterator[pa.RecordBatch]:
         held: dict[str, list[pa.Buffer]] = defaultdict(list)
         here = 0
         for batch in batches:
-            of_users = pc.equal(batch.column(0), VISITORS)
-            yield batch.filter(of_users)
-            for leg, seat, block in from_rows([batch.filter(pc.invert(of_users))]):
+            passing = pc.is_in(batch.column(0), pa.array([VISITORS, READ, LATER]))
+            yield batch.filter(passing)
+            for leg, seat, block in from_rows([batch.filter(pc.invert(passing))]):
                 held[leg].append(block)
                 here = seat
         anonymous, logins = held.pop(ANONYMOUS, []), held.pop(LOGINS, [])
         for leg in list(held):
-            yield from as_rows([(leg, here, _values(plan.scopes[leg], unpacked(held.pop(leg)), plan.as_of))])
+            yield from as_rows([_written(plan, leg, here, unpacked(held.pop(leg)))])
         if anonymous:
-            yield from as_rows(_moved(unpacked(anonymous), unpacked(logins) if logins else None, here))
+            moved = _moved(unpacked(anonymous), unpacked(logins) if logins else None, here, plan.seats)
+            yield from as_rows(moved)
 
     return add
 
 
 def _adding_visitors(plan: Plan) -> Stage:
-    """Blocks of one seat -> the values of the visitors; the other scopes' are there already."""
+    """Blocks of one seat -> the visitors' values are written; how many keys others have is there already."""
 
     def add(batches: Batches) -> Iterator[pa.RecordBatch]:
-        held = []
+        held, here = [], 0
         for batch in batches:
             of_visitors = pc.equal(batch.column(0), VISITORS)
             yield batch.filter(pc.invert(of_visitors))
-            held += [block for _, _, block in from_rows([batch.filter(of_visitors)])]
+            for _, here, block in from_rows([batch.filter(of_visitors)]):  # noqa: B007  # the seat of all
+                held.append(block)
         if held:
-            yield from as_rows([(VISITORS, 0, _values(plan.scopes[VISITORS], unpacked(held), plan.as_of))])
+            yield from as_rows([_written(plan, VISITORS, here, unpacked(held))])
 
     return add
 
 
-def _opened(batches: Batches) -> Iterator[pa.RecordBatch]:
-    for _, _, block in from_rows(batches):
-        yield from pa.ipc.open_stream(block)
+def _told(leg: str, seat: int, number: int) -> Block:
+    """A number for the driver, as a block."""
+    return leg, seat, pa.py_buffer(str(number).encode())
 
 
-def _gathered(batches: Batches, rows: int) -> Iterator[pa.Table]:
-    """The batches as tables of about so many rows; texts are held as places among those that differ."""
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        held.append(batch)
-        if sum(one.num_rows for one in held) >= rows:
-            yield _table(held)
-            held = []
-    if held:
-        yield _table(held)
-
-
-def _table(batches: list[pa.RecordBatch]) -> pa.Table:
-    table = pa.Table.from_batches(batches).combine_chunks()
-    for place, field in enumerate(table.schema):
-        if field.name == "event_type" or field.name.startswith(text_column("")):
-            table = table.set_column(place, field.name, pc.dictionary_encode(table.column(place)))
-    return table
-
-
-def _dealt(table: pa.Table, plan: Plan) -> Iterator[Block]:
-    counts = _truths(table["counts"])
+def _dealt(rows: EventRows, plan: Plan) -> Iterator[Block]:
+    table = pa.table(rows.read(plan.scopes.values()))
+    past = table["time"].to_numpy() <= plan.as_of
+    yield _told(READ, 0, len(rows))
+    yield _told(LATER, 0, int(np.count_nonzero(table["time"].to_numpy() > plan.as_of)))
+    counts = past & rows.counting
     for scope in plan.scopes.values():
-        rows = np.flatnonzero(counts & _among(table["event_type"], scope.types))
+        chosen = np.flatnonzero(counts & _of_types(table["event_type"].chunk(0), scope))
+        mine = table.select(scope.columns)
         if scope.name == VISITORS:
-            yield from _dealt_visitors(table, rows, scope)
+            yield from _dealt_visitors(rows, mine, chosen, np.flatnonzero(past), plan.seats)
         elif scope.name in VISITOR_SCOPES:
-            rows = rows[_truths(pc.is_valid(table[scope.key]))[rows]]
-            seats = table[seat_column(scope.name)].to_numpy()[rows]
-            yield from dealt(scope.name, _keyed(table.select([scope.key, *scope.columns])), rows, seats)
+            key = rows.columns[f"{scope.name}_id"]
+            chosen = chosen[truths(pc.is_valid(key))[chosen]]
+            yield from dealt(scope.name, _keyed(mine, key), chosen, seats_of(key, plan.seats)[chosen])
         else:
-            yield from _dealt_by_word(table, rows, scope, plan.seats)
+            yield from _dealt_by_word(rows, scope, mine, chosen, plan.seats)
 
 
-def _keyed(table: pa.Table) -> pa.Table:
-    return table.rename_columns(["key", *table.column_names[1:]])
+def _of_types(types: Words, scope: ScopeFeatures) -> NDArray[np.bool_]:
+    return among(types, scope.types) if scope.types else np.ones(len(types), np.bool_)
 
 
-def _dealt_visitors(table: pa.Table, rows: NDArray[Any], scope: ScopeFeatures) -> Iterator[Block]:
-    """Each row to the seat of its key, and who logged in at a session to the seat of the session."""
-    key, session = key_column(VISITORS), key_column("session")
-    seats, sessions = (table[seat_column(name)].to_numpy() for name in (VISITORS, "session"))
-    anonymous = _truths(pc.starts_with(table[key], _SESSION))
-    users = rows[~anonymous[rows]]
-    yield from dealt(VISITORS, _keyed(table.select([key, *scope.columns])), users, seats[users])
-    theirs = rows[anonymous[rows]]
-    yield from dealt(ANONYMOUS, _keyed(table.select([key, *scope.columns])), theirs, seats[theirs])
-    logins = np.flatnonzero(_truths(pc.starts_with(table[key], _USER)) & _truths(pc.is_valid(table[session])))
-    chosen = table.select([session, key, "time", seat_column(VISITORS)])
-    yield from dealt(LOGINS, _keyed(chosen), logins, sessions[logins])
+def _keyed(table: pa.Table, key: pa.Array) -> pa.Table:
+    return table.add_column(0, "key", key)
 
 
-def _dealt_by_word(table: pa.Table, rows: NDArray[Any], scope: ScopeFeatures, seats: int) -> Iterator[Block]:
+def _dealt_visitors(
+    rows: EventRows, table: pa.Table, chosen: NDArray[Any], past: NDArray[Any], seats: int
+) -> Iterator[Block]:
+    """Each row to the seat of its key, and who logged in at a session to the seat of the session.
+
+    An event that may not be folded still tells who logged in.
+    """
+    key, session = rows.columns["visitor"], rows.columns["session_id"]
+    places = seats_of(key, seats, without=_PREFIX_BYTES)
+    anonymous = truths(pc.starts_with(key, _SESSION))
+    keyed = _keyed(table, key)
+    for leg, mine in ((VISITORS, chosen[~anonymous[chosen]]), (ANONYMOUS, chosen[anonymous[chosen]])):
+        yield from dealt(leg, keyed, mine, places[mine])
+    known = truths(pc.starts_with(key, _USER)) & truths(pc.is_valid(session))
+    logins = past[known[past]]
+    told = pa.table({"key": session, "user": key, "time": rows.columns["time"]})
+    yield from dealt(LOGINS, told, logins, seats_of(session, seats)[logins])
+
+
+def _dealt_by_word(
+    rows: EventRows, scope: ScopeFeatures, table: pa.Table, chosen: NDArray[Any], seats: int
+) -> Iterator[Block]:
     """To the seat of the text that is their key; an impression once for each item that it showed."""
-    keys = table[scope.key].combine_chunks()
     if scope.name == "item":
-        keys, rows = _with_shown(keys, table["shown"].combine_chunks(), rows)
+        keys, chosen = _with_shown(rows, chosen)
     else:
-        keys = keys.take(pa.array(rows))
-    known = np.flatnonzero(_truths(pc.is_valid(keys)))
-    keys, rows = keys.take(pa.array(known)), rows[known]
-    places = np.array([crc32(word.encode()) % seats for word in keys.dictionary.to_pylist()], np.int64)
-    chosen = table.select(scope.columns).take(pa.array(rows)).add_column(0, "key", keys)
-    yield from dealt(scope.name, chosen, np.arange(len(rows)), places[keys.indices.to_numpy()])
+        keys = rows.text(scope.name.removeprefix("by:")).take(pa.array(chosen))
+    known = np.flatnonzero(codes_of(keys) >= 0)
+    keys, chosen = keys.take(pa.array(known)), chosen[known]
+    places = seats_of(keys.dictionary, seats)[codes_of(keys)]
+    yield from dealt(scope.name, _keyed(table.take(pa.array(chosen)), keys), np.arange(len(chosen)), places)
 
 
-def _with_shown(
-    own: pa.DictionaryArray, shown: pa.ListArray, rows: NDArray[Any]
-) -> tuple[pa.DictionaryArray, NDArray[Any]]:
-    """An item for each of the rows, and for each item that one of them showed; and whose row each is."""
-    taken = np.zeros(len(own), np.bool_)
-    taken[rows] = True
-    parents = pc.list_parent_indices(shown).to_numpy()
+def _with_shown(rows: EventRows, chosen: NDArray[Any]) -> tuple[Words, NDArray[Any]]:
+    """An item for each of the chosen rows, and for each item that one of them showed; whose row each is."""
+    taken = np.zeros(len(rows), np.bool_)
+    taken[chosen] = True
+    parents, items = rows.shown
     listed = np.flatnonzero(taken[parents])
-    items = pc.list_flatten(shown).take(pa.array(listed)).dictionary_encode()
-    both = pa.chunked_array([own.take(pa.array(rows)), items]).unify_dictionaries().combine_chunks()
-    return both, np.concatenate([rows, parents[listed]])
+    own = rows.text("item_id").take(pa.array(chosen))
+    both = pa.chunked_array([own, items.take(pa.array(listed))]).unify_dictionaries().combine_chunks()
+    return both, np.concatenate([chosen, parents[listed]])
 
 
-def _moved(anonymous: pa.Table, logins: pa.Table | None, seat: int) -> Iterator[Block]:
+def _moved(anonymous: pa.Table, logins: pa.Table | None, here: int, seats: int) -> Iterator[Block]:
     """What sessions of a seat did without an account, under the user that each first logged in as, if any."""
     sessions = anonymous["key"].combine_chunks().dictionary_encode()
-    place, keys = sessions.indices.to_numpy(), sessions.dictionary
-    seats = np.full(len(keys), seat)
+    place, keys = codes_of(sessions), sessions.dictionary
+    places = np.full(len(keys), here)
     if logins is not None:
-        known, first = _first_logins(keys, logins)
-        seats[known] = logins[seat_column(VISITORS)].to_numpy()[first]
+        known, users = _first_logins(keys, logins)
+        places[known] = seats_of(users, seats, without=_PREFIX_BYTES)
         where = np.arange(len(keys))
         where[known] = len(keys) + np.arange(len(known))
-        users = logins[key_column(VISITORS)].combine_chunks().take(pa.array(first))
         keys = pa.concat_arrays([keys, users]).take(pa.array(where))
     chosen = anonymous.set_column(0, "key", keys.take(pa.array(place)))
-    yield from dealt(VISITORS, chosen, np.arange(len(chosen)), seats[place])
+    yield from dealt(VISITORS, chosen, np.arange(len(chosen)), places[place])
 
 
-def _first_logins(sessions: pa.Array, logins: pa.Table) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The places of the sessions that logged in, and of each one's first row; users at once go by name."""
-    at = pc.index_in(logins["key"].combine_chunks(), value_set=sessions)
-    rows = np.flatnonzero(_truths(pc.is_valid(at)))
+def _first_logins(sessions: pa.Array, logins: pa.Table) -> tuple[NDArray[Any], pa.Array]:
+    """The places of the sessions that logged in, and each one's first user; users at once go by name."""
+    ids = pc.utf8_slice_codeunits(sessions, len(_SESSION))
+    at = pc.index_in(logins["key"].combine_chunks(), value_set=ids)
+    rows = np.flatnonzero(truths(pc.is_valid(at)))
     session = at.take(pa.array(rows)).to_numpy()
-    user = logins[key_column(VISITORS)].combine_chunks().take(pa.array(rows)).dictionary_encode()
-    name = pc.rank(user.dictionary).to_numpy()[user.indices.to_numpy()] if len(rows) else rows
+    users = logins["user"].combine_chunks().take(pa.array(rows))
+    named = users.dictionary_encode()
+    name = pc.rank(named.dictionary).to_numpy()[codes_of(named)] if len(rows) else rows
     order = np.lexsort((name, logins["time"].to_numpy()[rows], session))
     ordered = session[order]
     first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
-    return ordered[first], rows[order][first]
+    return ordered[first], users.take(pa.array(order[first]))
 
 
-def _values(scope: ScopeFeatures, table: pa.Table, as_of: float) -> pa.Buffer:
-    """The values of the keys of these rows, as a block."""
-    keys = of_used_words(_encoded(table["key"]))
+def _written(plan: Plan, leg: str, seat: int, table: pa.Table) -> Block:
+    """Write the values of the keys of a seat, whose rows these are; tried again it writes the same file."""
+    scope = plan.scopes[leg]
+    values = _values(scope, table, plan.as_of)
+    system, folder = plan.folder(leg)
+    with system.open_output_stream(f"{folder}/part-{seat:05d}.parquet") as stream:
+        pq.write_table(values, stream, store_schema=False)
+    return _told(leg, seat, len(values))
+
+
+def _values(scope: ScopeFeatures, table: pa.Table, as_of: float) -> pa.Table:
+    keys = of_used_words(words(table["key"].combine_chunks()))
     events = _columns(scope, table, keys)
     found = scope.values(events, len(keys.dictionary), as_of)
-    columns = [keys.dictionary, pa.array(np.full(len(keys.dictionary), as_of))]
-    columns += [_as_arrow(one) for one in found.values()]
-    return packed(pa.table(columns, names=["key", "as_of", *found]))
+    names = keys.dictionary
+    if scope.name in _PREFIXES:
+        names = pc.binary_join_element_wise(_PREFIXES[scope.name], names, "")
+    columns = [names, pa.array(np.full(len(names), as_of)), *map(_as_arrow, found.values())]
+    return pa.table(columns, names=["key", "as_of", *found])
 
 
 def _columns(scope: ScopeFeatures, table: pa.Table, keys: pa.DictionaryArray) -> EventColumns:
@@ -293,29 +359,13 @@ def _in_order(events: EventColumns, ids: pa.ChunkedArray) -> EventColumns:
     return events.take(order)
 
 
-def _text(column: pa.ChunkedArray | pa.Array) -> TextColumn:
-    encoded = _encoded(column)
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return TextColumn(codes, tuple(encoded.dictionary.to_pylist()))
-
-
-def _encoded(column: pa.ChunkedArray | pa.Array) -> pa.DictionaryArray:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return array if pa.types.is_dictionary(array.type) else array.dictionary_encode()
+def _text(column: pa.Array | pa.ChunkedArray) -> TextColumn:
+    array = words(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+    return TextColumn(codes_of(array), tuple(array.dictionary.to_pylist()))
 
 
 def _numbers(column: pa.ChunkedArray) -> Floats:
     return np.asarray(column.to_numpy(), np.float64)  # what is null comes as nan
-
-
-def _truths(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bool_]:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return np.asarray(pc.fill_null(array, False).to_numpy(zero_copy_only=False), np.bool_)
-
-
-def _among(column: pa.ChunkedArray, texts: frozenset[str]) -> NDArray[np.bool_]:
-    """Whether each is one of these; nothing named is all."""
-    return _text(column).among(texts) if texts else np.ones(len(column), np.bool_)
 
 
 def _as_arrow(values: Floats | Entries) -> pa.Array:

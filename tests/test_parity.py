@@ -275,7 +275,7 @@ def as_python(features: FeatureSet, row: Mapping[str, Any]) -> dict[str, Any]:
         if feature.declaration.kind == "last_n":
             values[feature.name] = value or []
         elif " x " in scope:
-            values[feature.name] = value or {}
+            values[feature.name] = dict(value or {})  # Parquet gives pairs of a map
         else:
             values[feature.name] = feature.declaration.default if value is None else value
             values[feature.name + MISSING_SUFFIX] = float(value is None)
@@ -337,7 +337,8 @@ def folder(delivered: list[Event], tmp_path_factory: pytest.TempPathFactory) -> 
     once = list({event.event_id: event for event in delivered}.values())
     pq.write_table(lake(once), folder / "all.parquet")
     counted = (place for place, event in enumerate(once) if event.event_type != "do_not_show")
-    pq.write_table(lake(once[: next(islice(counted, FEWER, None))]), folder / "fewer.parquet")
+    fewer = lake(once[: next(islice(counted, FEWER, None))])
+    pq.write_table(fewer, folder / "fewer.parquet", row_group_size=9_000)
     return folder
 
 
@@ -383,20 +384,31 @@ def test_three_renderings_give_the_same_values(
 
 @pytest.mark.spark
 def test_the_night_gives_every_key_the_same_values(
-    spark: Any, features: FeatureSet, arrived: list[Event], folder: Path, monkeypatch: pytest.MonkeyPatch
+    spark: Any,
+    features: FeatureSet,
+    arrived: list[Event],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of all scopes from one scan, in many parts, with sessions that logged in moved to their users."""
     from glue_jobs import nightly
 
     monkeypatch.setattr(nightly, "AT_A_SEAT", 9_000)
+    monkeypatch.setattr(nightly, "READ_BY_ONE", 20_000)
     as_of = T0 + 25 * DAY
     events = [event for event in arrived[:FEWER] if event.time <= as_of]
     lake_rows = pq.read_table(folder / "fewer.parquet").to_pylist()
     of_visitors = logged_in(events, [row for row in lake_rows if row["time"] <= as_of])
-    night = nightly.Night(spark.read.parquet(str(folder / "fewer.parquet")), features, as_of, FEWER)
-    assert set(night.scopes) == set(SCOPES)
+    counts = nightly.write_night(spark, [str(folder / "fewer.parquet")], features, as_of, str(tmp_path))
+    assert (counts.pop("read"), counts.pop("later")) == (
+        len(lake_rows),
+        sum(row["time"] > as_of for row in lake_rows),
+    )
+    assert set(counts) == set(SCOPES)
     for scope in SCOPES:
-        found = {row["key"]: row.asDict() for row in night.values(scope).collect()}
+        found = {row["key"]: row for row in written(tmp_path, scope)}
+        assert len(found) == counts[scope]
         asked = [(key, as_of) for key in sorted(found)]
         if scope == "visitor":
             assert found.keys() == {event.visitor_key for event in of_visitors}
@@ -405,7 +417,11 @@ def test_the_night_gives_every_key_the_same_values(
         for (key, _), python in zip(asked, expected, strict=True):
             built = without_groups(as_python(view, found[key]))
             assert differences(without_groups(python), built) == [], key
-    night.forget()
+
+
+def written(output: Path, scope: str) -> list[dict[str, Any]]:
+    """The rows that a night wrote of a scope."""
+    return pq.read_table(output / scope.replace(":", "_")).to_pylist()
 
 
 def logged_in(events: Sequence[Event], rows: Sequence[Mapping[str, Any]]) -> list[Event]:
@@ -425,10 +441,10 @@ def without_groups(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.spark
 def test_a_group_below_its_minimum_shows_nothing(
-    spark: Any, features: FeatureSet, arrived: list[Event], folder: Path
+    spark: Any, features: FeatureSet, arrived: list[Event], folder: Path, tmp_path: Path
 ) -> None:
     """The purchases of a brand are told where thirty users bought it, and else are missing."""
-    from glue_jobs.nightly import Night
+    from glue_jobs.nightly import write_night
 
     buyers: dict[str, set[str | None]] = defaultdict(set)
     for brand, event in keyed("by:brand", arrived):
@@ -439,9 +455,8 @@ def test_a_group_below_its_minimum_shows_nothing(
     shown = {brand for (brand, _), one in zip(asked, found, strict=True) if not one["rare_missing"]}
     assert shown == {brand for brand, users in buyers.items() if len(users - {None}) >= 30}
     assert 0 < len(shown) < len(buyers)
-    night = Night(spark.read.parquet(str(folder / "all.parquet")), features, T0 + 7 * DAY, EVENTS)
-    assert shown == {row["key"] for row in night.values("by:brand").where("rare IS NOT NULL").collect()}
-    night.forget()
+    write_night(spark, [str(folder / "all.parquet")], features, T0 + 7 * DAY, str(tmp_path))
+    assert shown == {row["key"] for row in written(tmp_path, "by:brand") if row["rare"] is not None}
 
 
 @pytest.mark.spark

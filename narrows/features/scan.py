@@ -1,12 +1,10 @@
-"""One scan of the lake for every scope: what it reads, and what each scope's rows are made of.
+"""What the nightly build reads of the lake for each scope, and the values that arrays of it give.
 
-The scan is text of Spark SQL over the lake's columns. What it reads becomes columns of arrays, in which the
-events of one key lie in one place; the arrays give the values.
+The events of one key lie in one place; what a feature reads is found by asking its kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +13,6 @@ import numpy as np
 from narrows.features.columns import Entries, EventColumns, Floats, names_read
 from narrows.features.kinds import LastN, LastValue
 from narrows.features.registry import VISITOR_SCOPES, Feature, FeatureSet
-from narrows.features.sql import COUNTS, SHOWN, key_sql
-from narrows.features.sql_rows import number_sql, text_sql
 
 _OF_ITEM = {"item_id"}, {"impressions"}
 """What an item's events say of themselves: its own id as text, and one impression each as number."""
@@ -28,13 +24,6 @@ class ScopeFeatures:
 
     name: str
     features: tuple[Feature, ...]
-
-    @property
-    def key(self) -> str:
-        """The column of the scan that says whose an event is; of `item` where the event names one."""
-        if self.name == "item":
-            return text_column("item_id")
-        return text_column(self.name[3:]) if self.name.startswith("by:") else key_column(self.name)
 
     @cached_property
     def types(self) -> frozenset[str]:
@@ -57,7 +46,7 @@ class ScopeFeatures:
 
     @property
     def columns(self) -> list[str]:
-        """The columns of the scan that the features are made from."""
+        """The columns that the features are made from, beside the key."""
         texts, numbers = self.reads
         ids = ["event_id"] if self.in_order else []
         return ["event_type", "time", *ids, *map(text_column, texts), *map(number_column, numbers)]
@@ -80,57 +69,10 @@ def scopes_of(features: FeatureSet) -> dict[str, ScopeFeatures]:
 
 
 def text_column(name: str) -> str:
-    """Where the scan has a field or property as text."""
+    """The column of a field or property as text."""
     return f"text_{name}"
 
 
 def number_column(name: str) -> str:
-    """Where the scan has a field or property as number."""
+    """The column of a field or property as number."""
     return f"number_{name}"
-
-
-def key_column(scope: str) -> str:
-    """Where the scan has the key of the visitor, user or session."""
-    return f"key_{scope}"
-
-
-def seat_column(scope: str) -> str:
-    """Where the scan has the seat of a visitor's, user's or session's key: equal keys sit together."""
-    return f"seat_{scope}"
-
-
-def scan_sql(scopes: Iterable[ScopeFeatures], events: str, as_of: float, seats: int) -> str:
-    """One SELECT over the lake's events up to a moment: the keys of each with their seats, and what is read.
-
-    `counts` says whether an event may be folded at all. One that may not is there where it tells that a
-    session logged in.
-    """
-    chosen = list(scopes)
-    columns = {"counts": COUNTS, **_reads(chosen)}
-    logins = any(one.name == "visitor" for one in chosen)
-    for name in {one.name for one in chosen if one.name in VISITOR_SCOPES} | (
-        {"session"} if logins else set()
-    ):
-        key = key_sql(name)
-        columns[key_column(name)] = key
-        columns[seat_column(name)] = f"cast(pmod(xxhash64({key}), {seats}) AS int)"
-    for one in chosen:
-        if one.name == "item":
-            columns |= {one.key: text_sql("item_id"), "shown": SHOWN}
-        elif one.name not in VISITOR_SCOPES:
-            columns[one.key] = key_sql(one.name)
-    wanted = f"({COUNTS}){' OR user_id IS NOT NULL AND session_id IS NOT NULL' if logins else ''}"
-    named = ", ".join(f"{text} AS `{name}`" for name, text in columns.items())
-    return f"SELECT {named} FROM {events} WHERE time <= {as_of!r}D AND ({wanted})"  # noqa: S608  # checked
-
-
-def _reads(scopes: Sequence[ScopeFeatures]) -> Mapping[str, str]:
-    """The columns that features are made from, each once."""
-    columns = {"event_type": "event_type", "time": "time"}
-    for one in scopes:
-        texts, numbers = one.reads
-        if one.in_order:
-            columns["event_id"] = "event_id"
-        columns |= {text_column(name): text_sql(name) for name in texts}
-        columns |= {number_column(name): number_sql(name) for name in numbers}
-    return columns

@@ -131,11 +131,11 @@ def test_a_group_has_the_values_of_its_events(made: Path) -> None:
 
 def test_counts_are_the_last_line(spark: Any, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was read, what is later than the moment, and the keys of each scope."""
-    from glue_jobs.build_features import build
-    from glue_jobs.lake import read_events
+    from glue_jobs.event_files import lake_files
+    from glue_jobs.nightly import write_night
 
-    events = read_events(lake_session(spark, made / "lake"))
+    session = lake_session(spark, made / "lake")
     few = FeatureSet([replace(one) for one in FEATURES.declarations if one.scope == "item" and one.events])
-    counts = build(events, few, str(made / "again"), NOW)
+    counts = write_night(session, lake_files(session), few, NOW, str(made / "again"))
     assert json.loads(json.dumps(counts)) == {"read": 8, "later": 1, "item": 2}
     assert capsys.readouterr().out == ""

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from narrows.errors import InvalidInput
 from tests.spark_session import lake_session, spark
 
 __all__ = ["spark"]
@@ -64,6 +65,16 @@ class Lake:
         from glue_jobs.lake import read_events
 
         return sorted(tuple(row) for row in read_events(self.session, as_of).select(*columns).collect())
+
+    def file_rows(self, *columns: str, as_of: datetime | int | None = None) -> list[tuple[Any, ...]]:
+        """The same as one who reads the files by himself finds them; maps are lists of pairs."""
+        from glue_jobs.event_files import lake_files, parts_of, read
+
+        parts = parts_of(self.session, lake_files(self.session, as_of))
+        found = [rows.columns for part in parts for rows in read(part, (*columns, "time"), at_once=1)]
+        return sorted(
+            row for one in found for row in zip(*(one[name].to_pylist() for name in columns), strict=True)
+        )
 
     def snapshots(self) -> list[int]:
         """The numbers of the table's snapshots, oldest first."""
@@ -220,6 +231,8 @@ def test_one_reads_as_of_a_snapshot_and_as_of_a_moment(lake: Lake) -> None:
     lake.compact()
     assert lake.rows("event_id", as_of=first) == lake.rows("event_id", as_of=between) == [("a",)]
     assert lake.rows("event_id") == [("a",), ("b",)]
+    for as_of in (first, between, None):
+        assert lake.file_rows("event_id", as_of=as_of) == lake.rows("event_id", as_of=as_of)
     with pytest.raises(ValueError, match="time zone"):
         lake.rows("event_id", as_of=datetime(2026, 1, 1))  # noqa: DTZ001  # that is the mistake
 
@@ -245,6 +258,21 @@ def test_a_table_that_lacks_a_column_gets_it_and_stays_readable(lake: Lake) -> N
     lake.compact()
     assert lake.rows("event_id", "numbers") == [("new", {"price": 2.0}), ("old", None)]
     assert lake.rows("event_id", "numbers", as_of=first) == [("old", None)]
+    assert lake.file_rows("event_id", "numbers") == [("new", [("price", 2.0)]), ("old", None)]
+    assert lake.file_rows("event_id", "numbers", as_of=first) == [("old", None)]
+
+
+def test_files_with_deletions_are_not_read_as_if_there_were_none(lake: Lake) -> None:
+    """No job writes them; who deletes rows by hand so is told what to do instead."""
+    from glue_jobs.event_files import lake_files
+
+    land(lake.landing, 1, [event("a"), event("b")])
+    lake.compact()
+    table = "lake.narrows.events"
+    lake.session.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('write.delete.mode' = 'merge-on-read')")
+    lake.session.sql(f"DELETE FROM {table} WHERE event_id = 'a'")
+    with pytest.raises(InvalidInput, match=r"content 1.*rewrite_data_files"):
+        lake_files(lake.session)
 
 
 def test_small_files_are_joined_and_old_snapshots_forgotten(lake: Lake) -> None:

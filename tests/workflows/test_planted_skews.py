@@ -237,13 +237,14 @@ def test_what_the_lake_has_not_read_yet_is_left_out_and_counted(shop: Shop) -> N
 
 def test_items_are_exact_after_the_night_and_their_streamed_error_is_told(shop: Shop, tmp_path: Path) -> None:
     """What build_features writes has no error; a streamed count that is one too high has an error of one."""
-    from glue_jobs.build_features import build
+    from glue_jobs.event_files import lake_files
     from glue_jobs.item_errors import item_statistics
     from glue_jobs.lake import read_events
+    from glue_jobs.nightly import write_night
 
     events = read_events(shop.session)
-    items = FEATURES.scoped("item")
-    build(events, FeatureSet([one.declaration for one in items.features]), str(tmp_path / "night"), AS_OF)
+    items = FeatureSet([one.declaration for one in FEATURES.scoped("item").features])
+    write_night(shop.session, lake_files(shop.session), items, AS_OF, str(tmp_path / "night"))
     night = shop.session.read.parquet(str(tmp_path / "night" / "item")).orderBy("key").limit(2).collect()
     lines = [
         {
