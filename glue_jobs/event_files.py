@@ -65,12 +65,20 @@ class Part:
 
 
 def located(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or an address, and the path there; Hadoop has names of its own for S3."""
+    """The file system of a path or an address, and the path there; Hadoop has names of its own for S3.
+
+    Credentials of S3 are the environment's, and its address where AWS_ENDPOINT_URL says one.
+    """
     scheme, separator, rest = path.partition("://")
     if not separator or scheme == "file":
         return pafs.LocalFileSystem(), os.path.abspath(rest or path.removeprefix("file:"))
-    system, path = pafs.FileSystem.from_uri(f"{'s3' if scheme in ('s3a', 's3n') else scheme}://{rest}")
-    return system, path
+    if scheme not in ("s3", "s3a", "s3n"):
+        raise InvalidInput("path", path, "give a path of this machine or one that begins with s3://")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        return pafs.S3FileSystem(endpoint_override=endpoint), rest
+    system, found = pafs.FileSystem.from_uri(f"s3://{rest}")  # asks in which region the bucket is
+    return system, found
 
 
 def lake_files(spark: SparkSession, as_of: datetime | int | None = None) -> list[str]:

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from test_lake import JOB, ROOT, event, land
 
+from glue_jobs.event_files import located
 from localcloud.jars import ICEBERG, ICEBERG_S3, JarMissing, kept
 from localcloud.spark import spark_environment
 from narrows.adapters.lake import LakeTable
@@ -38,7 +40,7 @@ def to_the_local_cloud(endpoint: str, scratch: Path) -> dict[str, str]:
 def test_the_same_script_keeps_its_lake_in_glue_and_s3(
     ministack: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Create, MERGE twice, read as a report does: one row for each event, through the Glue catalogue."""
+    """Create, MERGE twice, read as a report and as a night do: each event once, by the Glue catalogue."""
     credentials(monkeypatch, ministack.endpoint)
     ministack.client("s3").create_bucket(Bucket="bucket")
     ministack.client("glue").create_database(
@@ -56,6 +58,18 @@ def test_the_same_script_keeps_its_lake_in_glue_and_s3(
         assert done.returncode == 0, done.stderr[-3000:]
         counts.append(json.loads(done.stdout.splitlines()[-1]))
     assert [(one["new"], one["duplicates"]) for one in counts] == [(2, 0), (1, 1)]
+    night = [
+        sys.executable,
+        str(JOB.parent / "build_features.py"),
+        *command[4:],
+        "--output",
+        "s3://bucket/features/run",
+    ]
+    done = subprocess.run(night, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {"read": 3, "later": 0, "visitor": 1, "item": 1}
+    system, path = located("s3://bucket/features/run/visitor")
+    assert pq.read_table(path, filesystem=system)["key"].to_pylist() == ["u#ann"]
     table = LakeTable.of(DATABASE)
     assert table.location == "s3://bucket/lake/events"
     assert sorted(table.read(["event_id"])["event_id"]) == ["a", "b", "c"]
