@@ -52,8 +52,8 @@ from narrows.features.kinds import LastN, PerValue
 from narrows.features.registry import VISITOR_SCOPES, FeatureSet
 from narrows.features.scan import ScopeFeatures, number_column, scopes_of, text_column
 
-AT_A_SEAT = 250_000
-"""How many events sit together, or events of items: what a worker holds at once, some 200 MB."""
+AT_A_SEAT = 500_000
+"""How many events sit together, or events of items: what a worker holds at once, some 400 MB."""
 READ_BY_ONE = 250_000
 DEALT_AT_ONCE = 250_000
 SETTINGS: Mapping[str, str] = MappingProxyType({"spark.shuffle.compress": "false"})
