@@ -68,8 +68,12 @@ def test_the_same_script_keeps_its_lake_in_glue_and_s3(
     done = subprocess.run(night, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == {
-        **{"read": 3, "later": 0, "visitor": 1, "item": 1},
-        **{"session": 0, "by:category": 0},
+        "read": 3,
+        "later": 0,
+        "visitor": 1,
+        "item": 1,
+        "session": 0,
+        "by:category": 0,
     }
     system, path = located("s3://bucket/features/run/visitor")
     assert pq.read_table(path, filesystem=system)["key"].to_pylist() == ["u#ann"]
