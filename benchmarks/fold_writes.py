@@ -121,7 +121,14 @@ def item_errors(store: MeteredStore, events: Sequence[Event], features: StateFea
 
 def deflated_json(state: VisitorState) -> bytes:
     """What the format before was: JSON, deflated."""
-    content = [state.features, state.applied, state.ring, state.do_not_show, state.updated_at, state.version]
+    content = [
+        state.features,
+        state.applied,
+        state.ring.hex(),
+        state.do_not_show,
+        state.updated_at,
+        state.version,
+    ]
     return zlib.compress(json.dumps(content, separators=(",", ":"), default=dict).encode(), level=3)
 
 
