@@ -48,11 +48,22 @@ def rows_of(path: Path, columns: list[str], at_once: int) -> list[EventRows]:
     return [rows for group in range(groups) for rows in read(Part(str(path), group, 0, 0), columns, at_once)]
 
 
-@pytest.mark.parametrize("limit", [1 << 20, 64])
-def test_every_row_is_read_once_with_its_own_values(tmp_path: Path, limit: int) -> None:
-    """In slices of row groups, also where a file gave its list of brands up because it grew too long."""
+TOLD_BY_DIFFERENCES = {"texts.key_value.value": "DELTA_BYTE_ARRAY"}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"dictionary_pagesize_limit": 1 << 20},
+        {"dictionary_pagesize_limit": 64},
+        {"use_dictionary": False, "column_encoding": TOLD_BY_DIFFERENCES},
+    ],
+    ids=["list", "list given up", "differences"],
+)
+def test_every_row_is_read_once_with_its_own_values(tmp_path: Path, told: dict[str, Any]) -> None:
+    """In slices of row groups, however a file tells the brands: it may give up a list that grows too long."""
     path = tmp_path / "events.parquet"
-    pq.write_table(table(5_000), path, row_group_size=3_000, dictionary_pagesize_limit=limit)
+    pq.write_table(table(5_000), path, row_group_size=3_000, **told)
     parts = rows_of(path, COLUMNS, at_once=1_000)
     assert [len(one) for one in parts] == [1000] * 5
     times = np.concatenate([one.columns["time"].to_numpy() for one in parts])
