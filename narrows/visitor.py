@@ -95,7 +95,7 @@ def _both(user: VisitorState, session: VisitorState, feature_set: FeatureSet) ->
 
 
 def _without_visitor(session: VisitorState, feature_set: FeatureSet) -> VisitorState:
-    own = feature_set.scoped("session").add_all(session.features, ())
+    own = feature_set.scoped("session").only(session.features)
     return session._replace(features=own, do_not_show={})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from aws_lambda_powertools import Logger
 
-from lambdas.stream import collecting_seldom, partial_failure, records_of
+from lambdas.stream import collecting_afterwards, partial_failure, records_of
 from narrows.adapters.aws import client
 from narrows.adapters.dynamodb import DynamoStateStore
 from narrows.adapters.sqs import SqsDeadLetters
@@ -46,7 +46,7 @@ LOGGER = Logger(service="update_features")
 
 def handler(event: dict[str, Any], _: Any) -> dict[str, Any]:
     """A Kinesis batch; Lambda delivers again from the first record reported."""
-    with collecting_seldom():
+    with collecting_afterwards():
         outcome = update_features(
             records_of(event), STORE, FEATURES, dead_letters=DEAD_LETTERS, executor=EXECUTOR
         )

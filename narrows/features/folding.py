@@ -45,10 +45,10 @@ class Kind(Protocol):
         """The same for events of this type, without looking at their type again."""
 
     def put(self, state: State, taken: Any, event: Event) -> State:
-        """The state with what was taken of this event in it."""
+        """The state with what was taken of this event in it; the one given is used up (a dict changed)."""
 
     def add(self, state: State, event: Event) -> State:
-        """The state with this event in it; the same object when the feature does not take the event."""
+        """The state with this event in it, the one given where it takes nothing; that one is used up."""
 
     def merge(self, left: State, right: State) -> State:
         """One state for the events of both; they must not share events, except in lists and sketches."""

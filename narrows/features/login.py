@@ -121,7 +121,7 @@ class _Work:
             return
         self.after[user] = self._taken_in(self.state(user), session, came)
         self.after[session] = came._replace(
-            features=self._features.session.add_all(came.features, ()),
+            features=self._features.session.only(came.features),
             do_not_show={},
             merged_into=user,
         )
@@ -132,7 +132,7 @@ class _Work:
         user = user._replace(merged=(*merged, session)[-SESSIONS:])
         if came.merged_into is not None:
             return user  # what was anonymous went to its first user
-        moved = self._features.visitor.add_all(came.features, ())
+        moved = self._features.visitor.only(came.features)
         marks = {mark_of(shard, session): last for shard, last in came.applied.items() if "|" not in shard}
         return user._replace(
             features=self._features.every.merge(user.features, moved),

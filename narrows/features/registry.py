@@ -27,7 +27,7 @@ IMPLICIT_HISTORY = LastN(Selection(frozenset()), keep=50)
 """What a state remembers of an app that declares no `last_n`: the newest items of every event type."""
 
 Features = Mapping[str, State]
-_Put = tuple[str, State, Callable[[State, Any, Event], State]]
+_Put = tuple[str, Callable[[], State], Callable[[State, Any, Event], State]]
 _Step = tuple[Callable[[Event], Any], tuple[_Put, ...]]
 
 
@@ -120,22 +120,26 @@ class FeatureSet:
         """The state of a visitor who did nothing yet."""
         return {}
 
-    def add(self, state: Features, event: Event) -> Features:
-        """The state with one more event in it."""
-        return self.add_all(state, (event,))
+    def only(self, state: Features) -> Features:
+        """What the state holds of these features, without those that no longer exist."""
+        keys = self._keys
+        return state if keys.issuperset(state) else {key: one for key, one in state.items() if key in keys}
 
     def add_all(self, state: Features, events: Sequence[Event]) -> Features:
-        """The state with these events in it; features that no longer exist are dropped from it."""
-        folded = dict(state)
-        if not self._keys.issuperset(folded):
-            folded = {key: one for key, one in folded.items() if key in self._keys}
-        plans, held = self._plans, folded.get
+        """The state with these events in it; features that no longer exist are dropped from it.
+
+        The state that is given is used up: what it holds is changed in place. Copies of it for each event
+        cost more than everything else.
+        """
+        mine = self.only(state)
+        folded = mine if isinstance(mine, dict) else dict(mine)
+        plans = self._plans
         for event in events:
             for read, puts in plans.get(event.event_type) or self._plan(event.event_type):
                 taken = read(event)
                 if taken is not None:
                     for key, zero, put in puts:
-                        folded[key] = put(held(key, zero), taken, event)
+                        folded[key] = put(folded[key] if key in folded else zero(), taken, event)
         return folded
 
     def _plan(self, event_type: str) -> tuple[_Step, ...]:
@@ -148,7 +152,7 @@ class FeatureSet:
                 if not kind.types or event_type in kind.types:
                     mine = kind.narrowed(event_type)
                     reads[mine.reading] = mine.taken
-                    puts.setdefault(mine.reading, []).append((key, mine.zero(), mine.put))
+                    puts.setdefault(mine.reading, []).append((key, mine.zero, mine.put))
             plan = tuple((read, tuple(puts[reading])) for reading, read in reads.items())
             self._plans[event_type] = plan
         return plan

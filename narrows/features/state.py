@@ -71,7 +71,10 @@ class StateStore(Protocol):
     """Where visitors' states are kept, by visitor key."""
 
     def get_many(self, keys: Sequence[str]) -> Mapping[str, VisitorState]:
-        """The states that exist and have not expired; any number of keys; StoreUnavailable when it cannot."""
+        """The states that exist and have not expired; any number of keys; StoreUnavailable when it cannot.
+
+        Each is the caller's own: a fold uses it up, and what is stored stays.
+        """
 
     def put(self, key: str, state: VisitorState, expected_version: int) -> None:
         """Store as version `expected_version` + 1; Conflict when another version stands there, 0 for none."""
@@ -89,7 +92,8 @@ def fold(
     without consent, or marked as a bot's, is stepped over. So retries, other batch boundaries and bisected
     ones end alike. A key's events come in their order, so what its ring knows depends on nobody else's.
     `through` names the key that the records came through where it is another's: the features outside
-    `feature_set` then stay, and else they are dropped, because they are no longer declared.
+    `feature_set` then stay, and else they are dropped, because they are no longer declared. The state that
+    is given is used up: its features are changed in place.
     """
     applied, ring = dict(state.applied), state.ring_through if through else state.ring
     fresh = _fresh(records, applied, ring, through)
@@ -110,16 +114,18 @@ def fold(
             do_not_show=hidden,
             updated_at=updated_at,
         )
-    return VisitorState(
-        features,
-        bounded(applied),
-        ring,
-        hidden,
-        updated_at,
-        state.version,
-        state.merged_into,
-        state.merged,
-        state.ring_through,
+    return VisitorState._make(
+        (
+            features,
+            bounded(applied),
+            ring,
+            hidden,
+            updated_at,
+            state.version,
+            state.merged_into,
+            state.merged,
+            state.ring_through,
+        )
     )
 
 
@@ -129,7 +135,7 @@ def _fresh(
     """What counts and is neither folded nor known, by digest; the marks in `applied` go on with it."""
     fresh: dict[bytes, Event] = {}
     for record in sorted(records, key=_sequence) if len(records) > 1 else records:
-        mark, event = mark_of(record.shard, through), record.event
+        mark, event = mark_of(record.shard, through) if through else record.shard, record.event
         if record.sequence > applied.get(mark, -1):
             applied[mark] = record.sequence
             if counts(event):

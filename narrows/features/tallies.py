@@ -169,9 +169,8 @@ class PerValue(Fold):
 
         def put(state: State, taken: tuple[str, Any], event: Event) -> State:
             text, inner = taken
-            after = dict(state)
-            after[text] = inner_put(after.get(text, zero), inner, event)
-            return after if len(after) <= keep else least_hashes(after, keep)
+            state[text] = inner_put(state.get(text, zero), inner, event)
+            return state if len(state) <= keep else least_hashes(state, keep)
 
         return put
 
@@ -249,9 +248,8 @@ class Entropy(Fold):
         return replace(self, of=self.of.narrowed(event_type))
 
     def put(self, state: State, taken: str, event: Event) -> State:  # noqa: ARG002  # only the text counts
-        after = dict(state)
-        after[taken] = after.get(taken, 0) + 1
-        return after if len(after) <= self.keep else least_hashes(after, self.keep)
+        state[taken] = state.get(taken, 0) + 1
+        return state if len(state) <= self.keep else least_hashes(state, self.keep)
 
     def merge(self, left: State, right: State) -> State:
         counts = {text: left.get(text, 0) + right.get(text, 0) for text in {**left, **right}}

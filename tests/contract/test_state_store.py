@@ -59,6 +59,14 @@ class StateStoreContract:
         read = store.get_many(["u#a"])["u#a"]
         assert (read.version, read.ring) == (2, b"\2" * 8)
 
+    def test_a_state_that_was_read_belongs_to_its_reader(self, store: StateStore) -> None:
+        """A fold changes it in place; who lost against another write must not have changed what is stored."""
+        store.put("u#a", known()._replace(features={"pairs:abc": {"shoes": 1.0}}), 0)
+        for _ in range(2):
+            pairs = store.get_many(["u#a"])["u#a"].features["pairs:abc"]
+            assert pairs == {"shoes": 1.0}
+            pairs["hats"] = 2.0
+
     def test_a_stale_write_is_a_conflict(self, store: StateStore) -> None:
         """Who read version 0 or 1 does not overwrite version 2."""
         store.put("u#a", known(), 0)

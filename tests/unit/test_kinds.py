@@ -231,7 +231,7 @@ def test_a_missing_feature_reads_as_its_default_with_a_flag() -> None:
     assert features.read(features.zero(), T0) == {
         "clicks_7d": 0.0, "clicks_7d_missing": 1.0, "ctr": 0.02, "ctr_missing": 1.0,
     }  # fmt: skip
-    state = features.add(features.zero(), happened("e", T0))
+    state = features.add_all(features.zero(), [happened("e", T0)])
     assert features.read(state, T0)["clicks_7d"] == 1.0
     assert features.read(state, T0)["clicks_7d_missing"] == 0.0
 
@@ -247,7 +247,7 @@ def test_the_history_runs_from_the_oldest_to_the_newest() -> None:
 def test_a_changed_definition_does_not_read_the_old_state() -> None:
     """A half-life of a day must not go on from a value that decayed by the week."""
     week, day = FeatureSet([declared()]), FeatureSet([declared(parameters={"half_life_s": 86_400.0})])
-    state = week.add(week.zero(), happened("e", T0))
+    state = week.add_all(week.zero(), [happened("e", T0)])
     assert day.read(state, T0)["clicks_7d_missing"] == 1.0
     assert week.fingerprint() != day.fingerprint()
     assert week.fingerprint() == FeatureSet([declared(owner="another team")]).fingerprint()

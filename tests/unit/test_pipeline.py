@@ -545,7 +545,7 @@ def test_an_unknown_device_is_missing_not_zero(stages: Stages) -> None:
 def test_days_since_the_last_visit_are_served_as_they_are_recorded(stages: Stages) -> None:
     """A request feature that reads the visitor's state: three days after a view, 365 for a stranger."""
     seen = Event("e", "view", NOW - 3 * 86_400.0, NOW, user_id="1", item_id="item-00")
-    state = VisitorState(stages.features.add(stages.features.zero(), seen))
+    state = VisitorState(stages.features.add_all(stages.features.zero(), [seen]))
     answer = ask(with_visitor(stages, Visitor(user=state)))
     assert answer.record.request_features["days_since_last_visit"] == pytest.approx(3.0)
     assert answer.record.request_features["days_since_purchase_missing"] == 1.0

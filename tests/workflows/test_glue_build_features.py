@@ -66,7 +66,7 @@ def folded(key: str, scope: str) -> dict[str, float]:
         of_items = item_events(one) if scope == "item" else [one]
         for event in of_items:
             if key == {"visitor": whose, "session": f"s#{one.session_id}", "item": event.item_id}[scope]:
-                state = chosen.add(state, event)
+                state = chosen.add_all(state, [event])
     return chosen.read(state, NOW)
 
 
