@@ -65,7 +65,8 @@ class LastN(Fold):
 
     def put(self, state: State, taken: tuple[float, str, str, str], event: Event) -> State:  # noqa: ARG002
         if not state or taken[0] > state[-1][0]:
-            return (*(state if len(state) < self.keep else state[1:]), taken)
+            newest: State = state if len(state) < self.keep else state[1:]
+            return newest + (taken,)  # noqa: RUF005  # it copies once, and unpacking twice
         place = bisect_left(state, taken)
         if place < len(state) and state[place] == taken:
             return state

@@ -133,13 +133,14 @@ class FeatureSet:
         """
         mine = self.only(state)
         folded = mine if isinstance(mine, dict) else dict(mine)
-        plans = self._plans
+        plans, held = self._plans, folded.get
         for event in events:
             for read, puts in plans.get(event.event_type) or self._plan(event.event_type):
                 taken = read(event)
                 if taken is not None:
                     for key, zero, put in puts:
-                        folded[key] = put(folded[key] if key in folded else zero(), taken, event)
+                        before = held(key)
+                        folded[key] = put(zero() if before is None else before, taken, event)
         return folded
 
     def _plan(self, event_type: str) -> tuple[_Step, ...]:

@@ -77,7 +77,7 @@ class DistinctCount(Fold):
         place = bisect_left(state, mark)
         if place == self.keep or (place < len(state) and state[place] == mark):
             return state
-        return (*state[:place], mark, *state[place : self.keep - 1])
+        return state[:place] + (mark,) + state[place : self.keep - 1]  # noqa: RUF005  # unpacking copies twice
 
     def merge(self, left: State, right: State) -> State:
         return tuple(sorted({*left, *right})[: self.keep])
