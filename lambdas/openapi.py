@@ -13,7 +13,7 @@ from lambdas.freshen_catalogue.contract import ITEMS_A_BATCH
 from lambdas.recommend.contract import BYTES_A_REQUEST, CONTEXT_CHARACTERS, CONTEXT_ITEMS, ID_CHARACTERS
 from lambdas.update_policy.contract import BYTES_AT_ONCE, CHANGES_AT_ONCE, KINDS
 from narrows.envelope import LIMITS, SCHEMA_VERSIONS
-from narrows.events import EXCLUDING_TYPES
+from narrows.events import EXCLUDING_TYPES, LARGEST
 from narrows.item_upsert import DELETED, LATEST_VERSION, TEXT_CHARACTERS, WORD_CHARACTERS, WORDS
 from narrows.item_upsert import VERSION as ITEM_VERSION
 from narrows.settings import LARGEST_LIMIT, Catalogue
@@ -165,7 +165,7 @@ def _event(event_types: Sequence[str]) -> Schema:
                 LIMITS.id_characters, "Removes duplicates; follows from the content if left out"
             ),
             "event_type": {"type": "string", "enum": list(event_types)},
-            "event_value": {"type": "number", "description": "How strong: a price, a fraction watched"},
+            "event_value": {**_number(), "description": "How strong: a price, a fraction watched"},
             "sent_at": _moment(f"ISO 8601 with a zone or epoch seconds; {window}; now where left out"),
             "user_id": _text(LIMITS.id_characters, "One of user_id and session_id is required"),
             "session_id": identifier,
@@ -188,7 +188,7 @@ def _event(event_types: Sequence[str]) -> Schema:
             "properties": {
                 "type": "object",
                 "maxProperties": LIMITS.properties,
-                "additionalProperties": {"type": ["string", "number", "boolean", "null"]},
+                "additionalProperties": {**_number(), "type": ["string", "number", "boolean", "null"]},
             },
             "schema_version": {
                 "type": "integer",
@@ -210,7 +210,7 @@ def _put_events() -> dict[str, Any]:
             "eventType": _text(LIMITS.id_characters, "A type of the app, however it is capitalised: Watch"),
             "sentAt": {"type": "number", "description": "Epoch seconds"},
             "eventId": _text(LIMITS.id_characters, "Follows from the content where left out"),
-            "eventValue": {"type": "number"},
+            "eventValue": _number(),
             "itemId": identifier,
             "properties": {"type": "string", "description": "A JSON object of plain values"},
             "recommendationId": identifier,
@@ -275,7 +275,7 @@ def _items(catalogue: Catalogue) -> dict[str, Any]:
 
 def _sent_item(catalogue: Catalogue) -> Schema:
     """An item under the app's own names; what is left out is missing from then on."""
-    word, number = _text(WORD_CHARACTERS), {"type": "number"}
+    word, number = _text(WORD_CHARACTERS), _number()
     words = {"oneOf": [_list(word, WORDS), {**word, "description": "Several between bars: a|b"}]}
     rising = "Rises with every change of the item: an older one changes nothing; its arrival where left out"
     parts: list[tuple[str, Schema]] = [
@@ -386,6 +386,10 @@ def _object(properties: Mapping[str, Any], *, complete: bool = False) -> Schema:
 def _text(longest: int, description: str = "") -> Schema:
     schema: Schema = {"type": "string", "minLength": 1, "maxLength": longest}
     return {**schema, "description": description} if description else schema
+
+
+def _number() -> Schema:
+    return {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
 
 
 def _moment(description: str) -> Schema:

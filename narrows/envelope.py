@@ -12,12 +12,12 @@ from narrows.errors import InvalidInput
 from narrows.events import (
     DERIVED,
     EXCLUDING_TYPES,
+    LARGEST,
     NEWEST_VERSION,
     NO_PROPERTIES,
     Event,
     Scalar,
     checked_text,
-    is_finite,
     nearest,
     parse_moment,
 )
@@ -37,7 +37,10 @@ CONTEXT = (*CONTEXT_KEPT, "user_agent")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one event may hold; times in seconds around the moment of receipt."""
+    """What one event may hold; times in seconds around the moment of receipt.
+
+    `magnitude`: how far from 0 its numbers may lie, at most as far as a stored event's.
+    """
 
     ahead_s: float = 300.0
     behind_s: float = 30 * 86_400.0
@@ -48,6 +51,7 @@ class Limits:
     property_characters: int = 1_024
     position: int = 100_000
     characters: int = 64_000
+    magnitude: float = LARGEST
 
 
 LIMITS = Limits()
@@ -197,8 +201,9 @@ class _Reader:
         value = self.raw.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidInput(name, value, "send a finite number")
+        _refuse_beyond(name, value, self.limits)
         return float(value)
 
     def count(self, name: str, most: int) -> int | None:
@@ -267,9 +272,15 @@ def _property(path: str, value: object, limits: Limits) -> Scalar:
         return value if not value else checked_text(path, value, limits.property_characters)
     if not isinstance(value, bool | int | float):
         raise InvalidInput(path, value, "send a string, a number, true or false; nesting is not kept")
-    if not is_finite(value):
-        raise InvalidInput(path, value, "send a finite number")
+    _refuse_beyond(path, value, limits)
     return value
+
+
+def _refuse_beyond(path: str, value: float, limits: Limits) -> None:
+    """nan as well: it lies between no two numbers."""
+    if not -limits.magnitude <= value <= limits.magnitude:
+        remedy = f"send a finite number, from {-limits.magnitude:g} to {limits.magnitude:g}"
+        raise InvalidInput(path, value, remedy)
 
 
 def _schema_version(value: object) -> int:

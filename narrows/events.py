@@ -21,6 +21,11 @@ NEWEST_VERSION = 2
 EXCLUDING_TYPES = frozenset({"do_not_show", "dislike"})
 """Event types that every app accepts: they put their item on the visitor's do-not-show list."""
 
+LARGEST = 1e15
+"""Of a number that is folded or stored, either way: sums and squares of such stay finite, where one of 1e308
+is infinite for good. Milliseconds since 1970 and article numbers of 14 digits lie below it."""
+USUAL = f"from {-LARGEST:g} to {LARGEST:g}"
+
 DERIVED = "sha256:"
 """Before an id that follows from the content of an event that was sent without one."""
 
@@ -218,10 +223,10 @@ def _is_unicode(value: str) -> bool:
 
 def _stored_number(record: Mapping[str, Any], name: str) -> float | None:
     value = record.get(name)
-    if value is None or (type(value) is float and math.isfinite(value)):
+    if value is None or (type(value) is float and -LARGEST <= value <= LARGEST):
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
-        raise InvalidInput(name, value, "a stored event has a finite number here")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_usual(value):
+        raise InvalidInput(name, value, f"a stored event has a finite number here, {USUAL}")
     return float(value)
 
 
@@ -240,9 +245,15 @@ def _stored_properties(value: object) -> Mapping[str, Scalar]:
     if not isinstance(value, dict):
         raise InvalidInput("properties", value, "a stored event has an object here, or nothing")
     for name, one in value.items():
-        if not isinstance(one, str) and not (isinstance(one, bool | int | float) and is_finite(one)):
-            raise InvalidInput(f"properties.{name}", one, "a stored event has a plain, finite value here")
+        if not isinstance(one, str) and not (isinstance(one, bool | int | float) and is_usual(one)):
+            remedy = f"a stored event has a plain, finite value here, {USUAL}"
+            raise InvalidInput(f"properties.{name}", one, remedy)
     return value
+
+
+def is_usual(value: float) -> bool:
+    """Whether it is a number, and neither infinite nor beyond `LARGEST`."""
+    return -LARGEST <= value <= LARGEST
 
 
 def is_finite(value: float) -> bool:

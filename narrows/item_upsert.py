@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from narrows.errors import InvalidInput, TooLarge
-from narrows.events import checked_text, is_finite, nearest, parse_moment
+from narrows.events import USUAL, checked_text, is_usual, nearest, parse_moment
 from narrows.ids import encode
 from narrows.settings import Catalogue
 
@@ -126,8 +126,8 @@ def _words(name: str, value: object) -> list[str]:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
-        raise InvalidInput(name, value, "send a finite number, or leave the field out")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_usual(value):
+        raise InvalidInput(name, value, f"send a finite number {USUAL}, or leave the field out")
     return value
 
 

@@ -123,6 +123,19 @@ def test_a_bad_event_is_named_in_the_error_and_the_others_are_stored(
     assert [one["field"] for one in deployed.quarantined()] == ["event_type", "properties"]
 
 
+def test_a_number_beyond_the_limit_is_named(deployed: Deployed, personalize: Any) -> None:
+    """As its value, and in the text of its properties."""
+    events = [sent(eventValue=1e30), sent(properties=json.dumps({"price": 1e308})), sent(eventValue=2.5)]
+    with pytest.raises(personalize.exceptions.InvalidInputException) as refusal:
+        call(personalize, *events)
+    message = refusal.value.response["Error"]["Message"]
+    assert "eventList[0].eventValue" in message
+    assert (
+        "eventList[1].properties.price: 1e+308 is not allowed; send a finite number, from -1e+15" in message
+    )
+    assert [one["event_value"] for one in deployed.stored()] == [2.5]
+
+
 def test_a_stream_that_refuses_is_a_reason_to_try_again(deployed: Deployed, personalize: Any) -> None:
     """503 is what SDKs try again by themselves, also where another event is wrong for good."""
     deployed.kinesis.delete_stream(StreamName=deployed.stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 from narrows.envelope import FIELDS, Limits, parse_event, upgrade
 from narrows.errors import InvalidInput
 from narrows.events import from_record, pseudonymise, to_record
+from narrows.features.registry import FeatureSet
+from narrows.settings import load_app
 
+APPS = Path(__file__).parents[2] / "apps"
 NOW = 1_800_000_000.0
 TYPES = ("impression", "click", "watch")
 KEY = b"a key of the test"
@@ -77,6 +81,9 @@ MALFORMED = [
     ({"event_value": math.inf}, "event_value", "finite"),
     ({"event_value": "0.5"}, "event_value", "finite number"),
     ({"event_value": 10**400}, "event_value", "finite"),
+    ({"event_value": 1e308}, "event_value", "from -1e+15 to 1e+15"),
+    ({"event_value": -1.5e308}, "event_value", "from -1e+15 to 1e+15"),
+    ({"event_value": 10**16}, "event_value", "from -1e+15 to 1e+15"),
     ({"position": -1}, "position", "integer from 0"),
     ({"position": 1.5}, "position", "integer from 0"),
     ({"position": True}, "position", "integer from 0"),
@@ -87,6 +94,8 @@ MALFORMED = [
     ({"properties": [1]}, "properties", "object"),
     ({"properties": {"a": {"b": 1}}}, "properties.a", "nesting"),
     ({"properties": {"a": math.inf}}, "properties.a", "finite"),
+    ({"properties": {"a": 1e300}}, "properties.a", "from -1e+15 to 1e+15"),
+    ({"properties": {"a": -(10**16)}}, "properties.a", "from -1e+15 to 1e+15"),
     ({"properties": {str(i): i for i in range(51)}}, "properties", "at most 50"),
     ({"properties": {"a": "x" * 1025}}, "properties.a", "at most 1024"),
     ({"schema_version": 3}, "schema_version", "known schema versions are 1 and 2"),
@@ -175,10 +184,43 @@ def test_without_a_time_two_equal_events_are_two_events() -> None:
     assert one.event_id != two.event_id
 
 
+@pytest.mark.parametrize("app", ["adpilot", "megashop", "shopnow"])
+def test_no_number_that_is_taken_makes_a_feature_infinite(app: str) -> None:
+    """The largest there are, either way, from every type of event: what is known stays finite for good."""
+    settings = load_app(APPS / app)
+    features = FeatureSet(settings.features)
+    numbers = {name for one in settings.features for name in one.reads}
+    events = [
+        parse_event(
+            sent(
+                event_type=event_type,
+                event_id=f"{event_type}-{place}",
+                event_value=number,
+                properties=dict.fromkeys(sorted(numbers), number),
+            ),
+            types=settings.events,
+            now=NOW,
+        )
+        for event_type in settings.events
+        for place, number in enumerate((1e15, 1e15, -1e15, -1e15, 1e15))
+    ]
+    read = features.read(features.add_all(features.zero(), events), NOW)
+    assert {name: value for name, value in read.items() if not math.isfinite(value)} == {}
+    assert max(read.values()) > 1e12
+
+
+def test_milliseconds_and_article_numbers_are_numbers_like_others() -> None:
+    """Large as they are, they are what properties hold."""
+    said = {"clicked_at": 1_800_000_000_000, "gtin": 99_999_999_999_999}
+    assert parse(properties=said).properties == said
+
+
 def test_limits_are_arguments() -> None:
     """A deployment may be stricter than the defaults."""
     with pytest.raises(InvalidInput):
         parse_event(sent(sent_at=NOW - 20), types=TYPES, now=NOW, limits=Limits(behind_s=10))
+    with pytest.raises(InvalidInput, match="from -100 to 100"):
+        parse_event(sent(event_value=101), types=TYPES, now=NOW, limits=Limits(magnitude=100))
 
 
 def test_an_event_of_version_1_is_upgraded() -> None:
