@@ -10,11 +10,14 @@ from typing import Any
 
 from narrows.errors import InvalidInput
 from narrows.events import (
+    AHEAD_S,
     DERIVED,
     EXCLUDING_TYPES,
+    ID_CHARACTERS,
     LARGEST,
     NEWEST_VERSION,
     NO_PROPERTIES,
+    QUERY_CHARACTERS,
     Event,
     Scalar,
     checked_text,
@@ -39,13 +42,14 @@ CONTEXT = (*CONTEXT_KEPT, "user_agent")
 class Limits:
     """What one event may hold; times in seconds around the moment of receipt.
 
-    `magnitude`: how far from 0 its numbers may lie, at most as far as a stored event's.
+    A deployment may be stricter; what goes beyond these the stream's readers refuse. `magnitude`: how far
+    from 0 its numbers may lie.
     """
 
-    ahead_s: float = 300.0
+    ahead_s: float = AHEAD_S
     behind_s: float = 30 * 86_400.0
-    id_characters: int = 256
-    query_characters: int = 512
+    id_characters: int = ID_CHARACTERS
+    query_characters: int = QUERY_CHARACTERS
     impressions: int = 200
     properties: int = 50
     property_characters: int = 1_024

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import hmac
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -26,11 +26,26 @@ LARGEST = 1e15
 is infinite for good. Milliseconds since 1970 and article numbers of 14 digits lie below it."""
 USUAL = f"from {-LARGEST:g} to {LARGEST:g}"
 
+AHEAD_S = 300.0
+"""How far a producer's clock may go ahead of ours, in seconds."""
+LATEST = 4_102_444_800.0
+"""The moments of stored events lie between 1970 and 2100: beyond it are clocks and milliseconds."""
+ID_CHARACTERS = 256
+QUERY_CHARACTERS = 512
+
 DERIVED = "sha256:"
 """Before an id that follows from the content of an event that was sent without one."""
 
-_TEXTS = (
-    *("event_id", "event_type", "user_id", "session_id", "item_id", "recommendation_id", "surface", "query"),
+_VERSIONS = tuple(range(1, NEWEST_VERSION + 1))
+_LONGEST = (
+    ("event_id", ID_CHARACTERS),
+    ("event_type", ID_CHARACTERS),
+    ("user_id", ID_CHARACTERS),
+    ("session_id", ID_CHARACTERS),
+    ("item_id", ID_CHARACTERS),
+    ("recommendation_id", ID_CHARACTERS),
+    ("surface", ID_CHARACTERS),
+    ("query", QUERY_CHARACTERS),
 )
 NO_PROPERTIES: Mapping[str, Scalar] = MappingProxyType({})
 
@@ -129,16 +144,17 @@ def to_record(event: Event) -> dict[str, Any]:
 
 
 def from_record(record: object) -> Event:
-    """The event that `to_record` wrote, of any schema version; `InvalidInput` for anything else."""
-    if not isinstance(record, Mapping):
+    """The event that `to_record` wrote, of any schema version; `InvalidInput` for anything else.
+
+    Whatever it gives can be folded and stored: its moments are dates, its texts can be written, and its
+    numbers stay finite when they are summed. Every record of the stream goes through here.
+    """
+    if type(record) is not dict and not isinstance(record, Mapping):
         raise InvalidInput("event", record, "a stored event is a JSON object")
     version = record.get("schema_version") or 1
-    if version not in range(1, NEWEST_VERSION + 1):
+    if version not in _VERSIONS:
         raise InvalidInput("schema_version", version, f"this code reads versions up to {NEWEST_VERSION}")
-    for name in _TEXTS:
-        text = record.get(name)
-        if text is not None and not isinstance(text, str):
-            raise InvalidInput(name, text, "a stored event has a string here, or nothing")
+    _refuse_damaged_texts(record)
     for name in ("event_id", "event_type"):
         if not record.get(name):
             raise InvalidInput(name, record.get(name), "a stored event has a non-empty string here")
@@ -146,15 +162,13 @@ def from_record(record: object) -> Event:
         raise InvalidInput("user_id", None, "a stored event has user_id or session_id")
     if not isinstance(record.get("consent"), bool | None):
         raise InvalidInput("consent", record["consent"], "a stored event has true or false here, or nothing")
-    time = _stored_number(record, "sent_at")
-    if time is None:
-        raise InvalidInput("sent_at", None, "a stored event has its time in epoch seconds here")
-    received, position = _stored_number(record, "received_at"), _stored_number(record, "position")
+    time, received = _stored_moments(record)
+    position = _stored_number(record, "position")
     return Event(
         event_id=record["event_id"],
         event_type=record["event_type"],
         time=time,
-        received_at=time if received is None else received,
+        received_at=received,
         user_id=record.get("user_id"),
         session_id=record.get("session_id"),
         item_id=record.get("item_id"),
@@ -214,9 +228,12 @@ def checked_text(name: str, value: object, longest: int) -> str:
 
 
 def _is_unicode(value: str) -> bool:
+    """Whether UTF-8 can write it; half of a surrogate pair it cannot."""
+    if value.isascii():
+        return True
     try:
         value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:
         return False
     return True
 
@@ -230,13 +247,59 @@ def _stored_number(record: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
+def _refuse_damaged_texts(record: Mapping[str, Any]) -> None:
+    for name, longest in _LONGEST:
+        text = record.get(name)
+        if text is None or (type(text) is str and len(text) <= longest and text.isascii()):
+            continue
+        if not isinstance(text, str) or len(text) > longest or not _is_unicode(text):
+            remedy = f"a stored event has valid Unicode of at most {longest} characters here, or nothing"
+            raise InvalidInput(name, text, remedy)
+
+
+def _stored_moments(record: Mapping[str, Any]) -> tuple[float, float]:
+    """When it was sent, and when it was received: the same where nothing says it."""
+    time, received = _stored_moment(record, "sent_at"), _stored_moment(record, "received_at")
+    if time is None:
+        raise InvalidInput("sent_at", None, "a stored event has its time in epoch seconds here")
+    if received is None:
+        return time, time
+    if time > received + AHEAD_S:
+        remedy = f"a stored event was sent at most {AHEAD_S:g} seconds after it was received"
+        raise InvalidInput("sent_at", time, remedy)
+    return time, received
+
+
+def _stored_moment(record: Mapping[str, Any], name: str) -> float | None:
+    value = record.get(name)
+    if value is None or (type(value) is float and 0.0 <= value <= LATEST):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= LATEST:
+        remedy = f"a stored event has epoch seconds here, from 0 to {LATEST:.0f}"
+        raise InvalidInput(name, value, remedy)
+    return float(value)
+
+
 def _stored_texts(record: Mapping[str, Any], name: str) -> tuple[str, ...]:
     value = record.get(name)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise InvalidInput(name, value, "a stored event has a list of strings here, or nothing")
+    if (
+        not isinstance(value, list)
+        or not _are_texts(value)
+        or max(map(len, value), default=0) > ID_CHARACTERS
+    ):
+        remedy = f"a stored event has a list of texts of at most {ID_CHARACTERS} characters here, or nothing"
+        raise InvalidInput(name, value, remedy)
     return tuple(value)
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    """Whether all are texts that UTF-8 can write; told at once, since lists of many ids come often."""
+    try:
+        return _is_unicode("".join(values))  # type: ignore[arg-type]  # what is no text is told by the error
+    except TypeError:
+        return False
 
 
 def _stored_properties(value: object) -> Mapping[str, Scalar]:
@@ -244,9 +307,12 @@ def _stored_properties(value: object) -> Mapping[str, Scalar]:
         return NO_PROPERTIES
     if not isinstance(value, dict):
         raise InvalidInput("properties", value, "a stored event has an object here, or nothing")
+    if not _are_texts(value):
+        raise InvalidInput("properties", list(value), "a stored event has names of valid Unicode here")
     for name, one in value.items():
-        if not isinstance(one, str) and not (isinstance(one, bool | int | float) and is_usual(one)):
-            remedy = f"a stored event has a plain, finite value here, {USUAL}"
+        kept = _is_unicode(one) if isinstance(one, str) else isinstance(one, int | float) and is_usual(one)
+        if not kept:
+            remedy = f"a stored event has a plain, finite value here, {USUAL}, or a text of valid Unicode"
             raise InvalidInput(f"properties.{name}", one, remedy)
     return value
 

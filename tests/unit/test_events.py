@@ -57,6 +57,21 @@ def test_a_record_of_version_1_is_read() -> None:
         ({"event_type": ""}, "event_type"),
         ({"sent_at": None}, "sent_at"),
         ({"sent_at": "2026-11-21"}, "sent_at"),
+        ({"sent_at": True}, "sent_at"),
+        ({"sent_at": -1.0}, "sent_at"),
+        ({"sent_at": 10**400}, "sent_at"),
+        ({"sent_at": NOW * 1000, "received_at": NOW * 1000}, "sent_at"),
+        ({"sent_at": NOW + 301}, "sent_at"),
+        ({"received_at": 3e11}, "received_at"),
+        ({"received_at": float("nan")}, "received_at"),
+        ({"event_id": "\ud800"}, "event_id"),
+        ({"item_id": "i" * 257}, "item_id"),
+        ({"query": "q" * 513}, "query"),
+        ({"impression": ["i1", "\udfff"]}, "impression"),
+        ({"impression": ["i" * 257]}, "impression"),
+        ({"impression": {"i1": 1}}, "impression"),
+        ({"properties": {"a": "\ud800"}}, "properties.a"),
+        ({"properties": {"\ud800": 1}}, "properties"),
         ({"event_value": True}, "event_value"),
         ({"event_value": 10**400}, "event_value"),
         ({"event_value": 1e16}, "event_value"),
@@ -84,6 +99,24 @@ def test_a_damaged_record_is_refused(changes: dict[str, Any], field: str) -> Non
     with pytest.raises(InvalidInput) as refusal:
         from_record({**RECORD, **changes})
     assert refusal.value.field == field
+
+
+def test_everything_that_a_producer_may_send_is_read_again() -> None:
+    """Texts beyond ASCII, the longest ids, a clock that goes ahead as far as it may."""
+    most = replace(
+        EVENT,
+        time=NOW + 300,
+        item_id="\N{GRINNING FACE}" * 256,
+        query="\N{LATIN SMALL LETTER U WITH DIAERESIS}" * 512,
+        impression=("\N{CYRILLIC SMALL LETTER ZHE}", "i" * 256),
+        properties={
+            "\N{CYRILLIC SMALL LETTER ZHE}": "\N{GRINNING FACE}",
+            "n": -1e15,
+            "whole": 10**15,
+            "b": True,
+        },
+    )
+    assert from_record(json.loads(json.dumps(to_record(most)))) == most
 
 
 @pytest.mark.parametrize("record", [None, [], "click", {}])

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from narrows.adapters.memory import MemoryDeadLetters, MemoryStateStore
 from narrows.errors import Conflict
 from narrows.events import Event, to_record
@@ -45,6 +47,34 @@ def deliver(store: MemoryStateStore, *events: Event, shard: str = "a", start: in
         for place, one in enumerate(events)
     ]
     return update_features(records, store, PARTS, dead_letters=MemoryDeadLetters(), executor=Inline())
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"received_at": 1e300}, "received_at"),
+        ({"received_at": -1e300}, "received_at"),
+        ({"received_at": 3e11}, "received_at"),
+        ({"sent_at": T0 * 1000, "received_at": T0 * 1000}, "sent_at"),
+        ({"sent_at": 1e300}, "sent_at"),
+        ({"sent_at": T0 + 301}, "sent_at"),
+        ({"user_id": "\ud800"}, "user_id"),
+        ({"item_id": "\udfff"}, "item_id"),
+        ({"item_id": "i" * 257}, "item_id"),
+        ({"impression": ["\ud800"], "item_id": None}, "impression"),
+    ],
+    ids=lambda value: str(value)[:30].encode("ascii", "backslashreplace").decode(),
+)
+def test_a_record_that_cannot_be_folded_harms_only_itself(changes: dict[str, Any], field: str) -> None:
+    """It goes to the dead letters with its reason; what comes before and after it in the batch is folded."""
+    sent = [to_record(event(1)), {**to_record(event(2)), **changes}, to_record(event(3))]
+    records = [StreamRecord("a", str(place), json.dumps(one).encode()) for place, one in enumerate(sent)]
+    store, letters = table(), MemoryDeadLetters()
+    outcome = update_features(records, store, PARTS, dead_letters=letters, executor=Inline())
+    assert (outcome.failures, outcome.given_up, values(store)["clicks"]) == ([], 1, 2.0)
+    (letter,) = letters.letters
+    assert letter.record == records[1]
+    assert letter.reason.startswith(f"malformed: field '{field}'")
 
 
 def values(
