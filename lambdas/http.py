@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +22,11 @@ JSON = "application/json"
 TRY_AGAIN = "try again in a moment"
 DEEPEST = 32
 """Levels of lists and objects in a body: more than any field takes, far fewer than a stack holds."""
+DIGITS = 1_000
+"""Of a whole number: more than any field takes, fewer than Python reads."""
+TOO_DEEP = json.dumps(f"(lists and objects nested more than {DEEPEST} deep)")
+_NESTING = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
+"""Brackets, and texts whole, since theirs are none; a text that is never closed goes to the end."""
 
 
 def doorway(logger: Logger) -> APIGatewayHttpResolver:
@@ -78,19 +84,36 @@ def json_object(
 ) -> dict[str, Any]:
     """The body as a JSON object with no fields but these; InvalidInput or TooLarge otherwise.
 
-    With `finite`, NaN and infinity are refused wherever they stand.
+    With `finite`, what no field takes is refused wherever it stands: NaN, infinity, and nesting beyond
+    `DEEPEST`. Without, the part that holds it gets its own verdict: see `decoded`.
     """
     text = _text(event, limit_bytes)
     try:
-        content = json.loads(text, parse_constant=_refuse if finite else float, parse_float=_number(finite))
-    except (ValueError, RecursionError) as error:
+        content = decoded(text, finite=finite)
+    except ValueError as error:
         raise InvalidInput("body", text[:80], f"send one JSON object ({error})") from None
     if not isinstance(content, dict):
         raise InvalidInput("body", text[:80], "send one JSON object")
-    if is_deeper(content, DEEPEST):
-        raise InvalidInput("body", text[:80], f"nest lists and objects at most {DEEPEST} deep")
     refuse_unknown("", content, fields)
     return content
+
+
+def decoded(text: str, *, finite: bool = False) -> Any:
+    """What the JSON says; ValueError for what is none.
+
+    Without `finite` it holds, for a verdict on the part where it stands, what no field takes: numbers that
+    are not finite, also for whole ones of more than `DIGITS` digits, and a text in place of what is nested
+    deeper than `DEEPEST`. With it, these raise InvalidInput.
+    """
+    try:
+        content = _loaded(text, finite)
+        if not _is_deeper(content, DEEPEST):
+            return content
+    except RecursionError:  # deeper still
+        pass
+    if finite:
+        raise InvalidInput("body", text[:80], f"nest lists and objects at most {DEEPEST} deep")
+    return _loaded(_flattened(text), finite)
 
 
 def refuse_unknown(path: str, content: Mapping[str, Any], fields: Collection[str]) -> None:
@@ -102,7 +125,28 @@ def refuse_unknown(path: str, content: Mapping[str, Any], fields: Collection[str
             raise InvalidInput(path + name, content[name], f"{hint}the fields are {', '.join(fields)}")
 
 
-def is_deeper(content: object, levels: int) -> bool:
+def _loaded(text: str, finite: bool) -> Any:
+    constants = _refuse if finite else float
+    return json.loads(text, parse_constant=constants, parse_float=_number(finite), parse_int=_integer(finite))
+
+
+def _flattened(text: str) -> str:
+    """The JSON with a text in place of each list or object that lies deeper than `DEEPEST`."""
+    kept: list[str] = []
+    depth = done = 0
+    for found in _NESTING.finditer(text):
+        if found[0] in "[{":
+            depth += 1
+            if depth == DEEPEST + 1:
+                kept += (text[done : found.start()], TOO_DEEP)
+        elif found[0] in "]}":
+            depth -= 1
+            if depth == DEEPEST:
+                done = found.end()
+    return "".join(kept) + ("" if depth > DEEPEST else text[done:])
+
+
+def _is_deeper(content: object, levels: int) -> bool:
     """Whether lists and objects lie within each other on more than so many levels; told without recursion."""
     level: list[Any] = [content]
     for _ in range(levels):
@@ -139,6 +183,15 @@ def _number(finite: bool) -> Callable[[str], float]:
     def parsed(text: str) -> float:
         number = float(text)
         return number if math.isfinite(number) or not finite else _refuse(text)
+
+    return parsed
+
+
+def _integer(finite: bool) -> Callable[[str], float]:
+    def parsed(text: str) -> float:
+        if len(text) <= DIGITS:
+            return int(text)
+        return _refuse(text) if finite else float(text)
 
     return parsed
 

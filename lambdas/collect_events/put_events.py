@@ -15,7 +15,7 @@ from typing import Any
 from aws_lambda_powertools.event_handler import Response
 
 from lambdas.collect_events.contract import BYTES_A_BATCH, EVENTS_A_BATCH
-from lambdas.http import DEEPEST, JSON, is_deeper, json_object
+from lambdas.http import JSON, decoded, json_object
 from narrows.collecting import SEND_AGAIN, Collected, Verdict
 from narrows.envelope import LIMITS
 from narrows.errors import InvalidInput, StoreUnavailable, TooLarge
@@ -87,7 +87,7 @@ def _renamed(sent: Mapping[str, Any], who: Mapping[str, str]) -> dict[str, Any]:
     if isinstance(event.get("event_type"), str):
         event["event_type"] = _snake_case(event["event_type"])
     if "properties" in event:
-        event["properties"] = _decoded(event["properties"])
+        event["properties"] = _object_in(event["properties"])
     attribution = event.pop("metricAttribution", None)
     if isinstance(attribution, Mapping) and isinstance(event.get("properties", {}), Mapping):
         source = attribution.get("eventAttributionSource")
@@ -100,15 +100,15 @@ def _snake_case(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
 
 
-def _decoded(value: object) -> object:
+def _object_in(value: object) -> object:
     """The object in the string; anything else stays as it is, for its verdict."""
     if not isinstance(value, str):
         return value
     try:
-        found = json.loads(value)
-    except (ValueError, RecursionError):
+        found = decoded(value)
+    except ValueError:
         return value
-    return found if isinstance(found, dict) and not is_deeper(found, DEEPEST) else value
+    return found if isinstance(found, dict) else value
 
 
 def _named(verdict: Verdict) -> str:

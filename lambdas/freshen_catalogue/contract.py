@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lambdas.http import DEEPEST, is_deeper, json_object
+from lambdas.http import decoded, json_object
 from narrows.errors import InvalidInput, TooLarge
 from narrows.features.stream import StreamRecord
 from narrows.freshening import ItemVerdict
@@ -29,10 +29,9 @@ def sent_items(event: Mapping[str, Any]) -> list[object]:
 def streamed_item(record: StreamRecord) -> object:
     """The item that a record of the stream holds; what cannot be read stays text, for its verdict."""
     try:
-        item: object = json.loads(record.data)
-    except (ValueError, RecursionError):
+        return decoded(record.data.decode(json.detect_encoding(record.data)))
+    except ValueError:
         return record.data[:200].decode(errors="replace")
-    return record.data[:200].decode(errors="replace") if is_deeper(item, DEEPEST) else item
 
 
 def without_vector(verdicts: Sequence[ItemVerdict]) -> int:

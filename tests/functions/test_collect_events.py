@@ -59,8 +59,8 @@ def test_a_batch_of_rejected_events_is_answered_200(deployed: Deployed) -> None:
         ("", 400, "body"),
         ("{", 400, "body"),
         ("[" * 100_000, 400, "body"),
-        ('{"events": [' + "[" * 960 + "]" * 960 + "]}", 400, "body"),
-        ('{"events": [{"user_id": ' + '{"a":' * 960 + "1" + "}" * 960 + "}]}", 400, "body"),
+        ('{"events": [' + "[" * 100_000 + "]}", 400, "body"),
+        ('{"events": [{"position": ' + "9" * 5_000 + "]}", 400, "body"),
         ([click()], 400, "body"),
         ({}, 400, "events"),
         ({"events": click()}, 400, "events"),
@@ -80,6 +80,56 @@ def test_a_wrong_envelope_is_refused_as_a_whole(
     assert content["error"]["field"] == field
     assert content["error"]["remedy"]
     assert deployed.stored() == []
+
+
+def nested(levels: int, kind: str = "{}") -> str:
+    """JSON that lies so deep in objects or lists; its innermost text holds brackets and an escaped quote."""
+    opening, closing = ('{"a":', "}") if kind == "{}" else ("[", "]")
+    return opening * levels + '"[{\\"[{"' + closing * levels
+
+
+LIST, NINES = nested(60_000, "[]"), "9" * 5_000
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        (f'"properties": {{"a": {nested(40)}}}', "properties.a"),
+        (f'"properties": {{"a": {nested(5_000)}}}', "properties.a"),
+        (f'"properties": {{"a": {LIST}}}', "properties.a"),
+        (f'"user_id": {nested(960)}', "user_id"),
+        (f'"colour": {nested(40)}', "colour"),
+        (f'"impression": ["i1", {nested(40)}]', "impression[1]"),
+        (f'"event_value": {NINES}', "event_value"),
+        (f'"event_value": -{NINES}', "event_value"),
+        (f'"position": {NINES}', "position"),
+        (f'"schema_version": {NINES}', "schema_version"),
+        (f'"sent_at": {NINES}', "sent_at"),
+        (f'"properties": {{"a": {NINES}}}', "properties.a"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_what_no_field_takes_harms_its_own_event_alone(deployed: Deployed, part: str, field: str) -> None:
+    """However deep or long: a verdict that names it, a place in quarantine, and the others are stored."""
+    good = [json.dumps(click(item_id=f"i{n}")) for n in range(2)]
+    plain = {name: value for name, value in click().items() if name not in part}
+    bad = json.dumps(plain)[:-1] + f", {part}}}"
+    status, answer = deployed.send('{"events": [' + ", ".join((good[0], bad, good[1])) + "]}")
+    assert (status, [one["status"] for one in answer["verdicts"]]) == (
+        200,
+        ["accepted", "rejected", "accepted"],
+    )
+    assert answer["verdicts"][1]["field"] == field
+    assert answer["verdicts"][1]["remedy"]
+    assert [one["field"] for one in deployed.quarantined()] == [field]
+    assert [one["item_id"] for one in deployed.stored()] == ["i0", "i1"]
+
+
+def test_an_event_that_is_a_deep_list_has_its_verdict(deployed: Deployed) -> None:
+    """It is no event, at whatever depth."""
+    status, answer = deployed.send(f'{{"events": [{LIST}, {json.dumps(click())}]}}')
+    assert (status, [one["status"] for one in answer["verdicts"]]) == (200, ["rejected", "accepted"])
+    assert answer["verdicts"][0]["field"] == "event"
 
 
 def test_a_base64_body_is_read_like_any_other(deployed: Deployed) -> None:

@@ -221,6 +221,34 @@ def test_a_batch_that_cannot_be_read_is_refused(
     assert (answered, content["error"]["field"]) == (status, field)
 
 
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ('"title": ' + '{"a":' * 40 + "1" + "}" * 40, "title"),
+        ('"category": ' + "[" * 5_000 + "]" * 5_000, "category[0]"),
+        ('"price": ' + "9" * 5_000, "price"),
+        ('"version": ' + "9" * 5_000, "version"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_what_no_field_takes_harms_its_own_item_alone(deployed: Deployed, part: str, field: str) -> None:
+    """However deep or long: over HTTP and through the stream the others are stored."""
+    bad = f'{{"item_id": "b", {part}}}'
+    body = f'{{"items": [{{"item_id": "a"}}, {bad}, {{"item_id": "c"}}]}}'
+    status, content = call(deployed.module, http_event("POST", PATH, body))
+    assert (status, [one["status"] for one in content["verdicts"]]) == (
+        200,
+        ["accepted", "rejected", "accepted"],
+    )
+    assert content["verdicts"][1]["field"] == field
+    records = [("shard-0", str(n), data.encode()) for n, data in enumerate(('{"item_id": "d"}', bad))]
+    assert deployed.module.handler(kinesis_event(records), CONTEXT) == {"batchItemFailures": []}
+    assert set(deployed.stored("a", "b", "c", "d")) == {"a", "c", "d"}
+    (key,) = deployed.objects.keys(QUARANTINE)
+    (line,) = gzip.decompress(deployed.objects.get(key) or b"").splitlines()
+    assert (json.loads(line)["item_id"], json.loads(line)["field"]) == ("b", field)
+
+
 def test_a_full_batch_is_stored(deployed: Deployed) -> None:
     """More items than one transaction holds, each sold out, so that the log grows as well."""
     verdicts = deployed.send(*({"item_id": f"i{n}", "stock": 0} for n in range(250)))

@@ -182,6 +182,21 @@ def test_without_the_key_nothing_is_taken(deployed: Deployed, personalize: Any, 
             },
             "eventList[0].properties",
         ),
+        (
+            '{"trackingId": "t", "sessionId": "s", "eventList": [{"eventType": "click", "properties": {"a": '
+            + "[" * 960
+            + "]" * 960
+            + "}}]}",
+            "eventList[0].properties.a",
+        ),
+        (
+            {
+                "trackingId": "t",
+                "sessionId": "s",
+                "eventList": [{"eventType": "click", "properties": '{"price": ' + "9" * 5_000 + "}"}],
+            },
+            "eventList[0].properties.price",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
