@@ -284,7 +284,10 @@ def _sent_item(catalogue: Catalogue) -> Schema:
         (catalogue.categories, words),
         (catalogue.brand, word),
         (catalogue.price, {**number, "minimum": 0}),
-        (catalogue.time, _moment("When it came to be; when it was stored first where left out")),
+        (
+            catalogue.time,
+            _moment("When it came to be, 1800 to 2100; when it was stored first where left out"),
+        ),
         (catalogue.regions, {**words, "description": "Where it is sold; everywhere where left out"}),
         *((name, number) for name in catalogue.attributes),
         (catalogue.stock, {**number, "minimum": 0, "description": "Pieces; 0 is not shown from now on"}),

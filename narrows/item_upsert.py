@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from narrows.errors import InvalidInput, TooLarge
-from narrows.events import USUAL, checked_text, is_usual, nearest, parse_moment
+from narrows.events import LATEST, USUAL, checked_text, is_usual, nearest, parse_moment
 from narrows.ids import encode
 from narrows.settings import Catalogue
 
@@ -25,6 +25,8 @@ WORDS = 100
 WORD_CHARACTERS = 256
 ITEM_CHARACTERS = 30_000
 SHOWN_CHARACTERS = 256
+EARLIEST = -5_364_662_400.0
+"""The first second of 1800: a film or a painting is older than the epoch."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _readers(catalogue: Catalogue) -> dict[str, Read]:
         (catalogue.categories, _words),
         (catalogue.brand, _word),
         (catalogue.price, _amount),
-        (catalogue.time, parse_moment),
+        (catalogue.time, _moment),
         (catalogue.regions, _words),
         (catalogue.stock, _amount),
     ]
@@ -123,6 +125,15 @@ def _words(name: str, value: object) -> list[str]:
     if len(words) > WORDS:
         raise InvalidInput(name, f"{len(words)} values", f"send at most {WORDS}")
     return [_word(f"{name}[{place}]", one) for place, one in enumerate(words)]
+
+
+def _moment(name: str, value: object) -> float:
+    """What is announced may be ahead of our clock, unlike an event."""
+    moment = parse_moment(name, value)
+    if not EARLIEST <= moment <= LATEST:
+        remedy = "it lies before 1800 or after 2100; send epoch seconds"
+        raise InvalidInput(name, value, f"{remedy}, not milliseconds" if moment > LATEST else remedy)
+    return moment
 
 
 def _number(name: str, value: object) -> float:

@@ -131,6 +131,10 @@ def test_what_the_rules_must_know_is_stored_with_the_item(deployed: Deployed) ->
         ({"category": ["a", 7]}, "category[1]", "a string"),
         ({"category": 7}, "category", "a list of strings"),
         ({"price": math.nan}, "price", "finite"),
+        ({"created_at": 1_795_251_600_000}, "created_at", "send epoch seconds, not milliseconds"),
+        ({"created_at": 9e15}, "created_at", "after 2100"),
+        ({"created_at": -1e11}, "created_at", "before 1800"),
+        ({"created_at": "1066-10-14T09:00:00Z"}, "created_at", "before 1800"),
         ({"price": 1e39}, "price", "from -1e+15 to 1e+15"),
         ({"price": 10**400}, "price", "from -1e+15 to 1e+15"),
         ({"stock": 1e16}, "stock", "from -1e+15 to 1e+15"),
@@ -194,6 +198,17 @@ def test_what_may_be_missing_or_new_is_fine(deployed: Deployed, item: dict[str, 
     entry = deployed.stored("a")["a"]
     assert entry.vector == b""
     assert entry.values == {name: value for name, value in item.items() if value not in (None, [])}
+
+
+@pytest.mark.parametrize(
+    ("moment", "seconds"), [("1937-12-21T00:00:00Z", -1_010_793_600.0), (4_000_000_000, 4_000_000_000.0)]
+)
+def test_an_item_may_be_older_than_the_epoch_or_announced(
+    deployed: Deployed, moment: Any, seconds: float
+) -> None:
+    """A film of 1937, and one of the year 2096."""
+    assert deployed.send({"item_id": "a", "created_at": moment})[0]["status"] == "accepted"
+    assert deployed.stored("a")["a"].values == {"created_at": seconds}
 
 
 def test_categories_may_come_as_one_text(deployed: Deployed) -> None:
