@@ -78,16 +78,21 @@ def _item_line(entry: ItemEntry) -> dict[str, Any]:
 
 
 def _line(record: StreamRecord, kind: str) -> str:
+    """Any record is one, or raises InvalidInput: another error would fail its batch until it expires."""
     try:
-        content = json.loads(record.data)
+        return _compact(_content(record, kind))
     except (ValueError, RecursionError) as error:
         raise InvalidInput("record", record.data[:40], f"write JSON to the stream ({error})") from None
+
+
+def _content(record: StreamRecord, kind: str) -> dict[str, Any]:
+    content = json.loads(record.data)
     if not isinstance(content, dict):
         raise InvalidInput("record", record.data[:40], "write a JSON object to the stream")
     if kind == EVENTS:
         from_record(content)
         content = _typed(content)
-    return _compact({**content, "shard": record.shard, "sequence": record.sequence})
+    return {**content, "shard": record.shard, "sequence": record.sequence}
 
 
 def _typed(content: Mapping[str, Any]) -> dict[str, Any]:

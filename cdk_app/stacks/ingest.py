@@ -14,6 +14,9 @@ from cdk_app.stacks.data import DataStack
 from cdk_app.stacks.search import Search
 from cdk_app.text_encoder import allow_endpoint, reading_code
 
+HOURS_TO_READ = 4
+"""Before a stream forgets its records."""
+
 
 class IngestStack(cdk.Stack):
     """Everything that writes state, apart from training."""
@@ -65,11 +68,21 @@ class IngestStack(cdk.Stack):
         return function
 
     def _land_events(self) -> Function:
-        """Two mappings, one function: each stream has its own prefix, told by the mapping's ARN."""
+        """Two mappings, one function: each stream has its own prefix, told by the mapping's ARN.
+
+        What it cannot read it puts into quarantine, so that only a bucket that is away fails a batch. The
+        lake is the truth: a batch is tried for as long as the stream holds it, less the hours in which a
+        person can still read what was given up.
+        """
         data = self._data
         function = self._function("land_events", {"BUCKET": data.bucket.bucket_name}, timeout_s=60)
         allow_objects(function.role, data.bucket, data.key, write=["landing", "quarantine"])
-        consumption = Consumption(self._stage.landing_batch, self._stage.landing_window_s)
+        consumption = Consumption(
+            self._stage.landing_batch,
+            self._stage.landing_window_s,
+            attempts=None,
+            max_age_s=(self._stage.stream_hours - HOURS_TO_READ) * 3600,
+        )
         self._consume("LandEventsFromEvents", function, data.events, consumption)
         self._consume("LandEventsFromDecisions", function, data.decisions, consumption)
         return function

@@ -93,6 +93,13 @@ def test_decisions_land_beside_the_events(deployed: Deployed) -> None:
         (b"\xff\x00", "record", "write JSON"),
         (b"[]", "record", "JSON object"),
         (b"[" * 100_000, "record", "write JSON"),
+        (
+            json.dumps(record(20, sent_at=1.8e12, received_at=1.8e12)).encode(),
+            "sent_at",
+            "from 0 to 4102444800",
+        ),
+        (json.dumps(record(20, item_id="\ud800")).encode(), "item_id", "valid Unicode"),
+        (json.dumps(record(20, event_value=1e300)).encode(), "event_value", "from -1e+15"),
         (json.dumps(record(20, sent_at=None)).encode(), "sent_at", "epoch seconds"),
         (json.dumps(record(20, schema_version=9)).encode(), "schema_version", "versions up to 2"),
         (
@@ -102,7 +109,18 @@ def test_decisions_land_beside_the_events(deployed: Deployed) -> None:
         ),
         (json.dumps(record(20, properties={"price": 10**400})).encode(), "properties.price", "finite"),
     ],
-    ids=["bytes", "list", "deep", "no time", "version", "property", "huge number"],
+    ids=[
+        "bytes",
+        "list",
+        "deep",
+        "milliseconds",
+        "surrogate",
+        "huge",
+        "no time",
+        "version",
+        "property",
+        "huge number",
+    ],
 )
 def test_what_is_no_event_goes_to_quarantine_with_the_reason(
     deployed: Deployed, data: bytes, field: str, remedy: str

@@ -27,6 +27,7 @@ FUNCTIONS = {
 STREAMS = {"dev": 6, "prod": 6, "local": 5}
 """Mappings of streams; here items come over HTTP alone."""
 
+STREAM = "AWS::Kinesis::Stream"
 OF_A_TIER = {"authorise_search", "index_items"}
 """Deployed only for apps whose vectors lie in OpenSearch: test_search_stack.py."""
 SET_BY_LAMBDA = {"AWS_REGION"}
@@ -89,11 +90,21 @@ def test_every_stream_consumer_gives_up_in_the_end(stage: Synthesised) -> None:
     mappings = stage.of_type("AWS::Lambda::EventSourceMapping")
     assert len(mappings) == STREAMS[stage.config.stage.name]
     for one in (mapping["Properties"] for mapping in mappings.values()):
-        assert one["BisectBatchOnFunctionError"] is True
-        assert 0 < one["MaximumRetryAttempts"] <= 10
-        assert 0 < one["MaximumRecordAgeInSeconds"] <= 24 * 3600
         assert one["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
         assert "Failures" in json.dumps(one["DestinationConfig"]["OnFailure"]["Destination"])
+        if not one["FunctionName"]["Ref"].startswith("LandEvents"):
+            assert one["BisectBatchOnFunctionError"] is True
+            assert 0 < one["MaximumRetryAttempts"] <= 10
+            assert 0 < one["MaximumRecordAgeInSeconds"] <= 24 * 3600
+
+
+def test_an_outage_leaves_no_hole_in_the_lake(stage: Synthesised) -> None:
+    """Only a bucket that is away fails a batch: tried until shortly before the stream forgets it."""
+    (hours,) = {one["Properties"]["RetentionPeriodHours"] for one in stage.of_type(STREAM).values()}
+    for one in mapping_of(stage, "land_events"):
+        assert "MaximumRetryAttempts" not in one
+        assert one["BisectBatchOnFunctionError"] is False
+        assert one["MaximumRecordAgeInSeconds"] == (hours - 4) * 3600 <= 7 * 86_400
 
 
 def test_three_clicks_can_change_the_next_slate(stage: Synthesised) -> None:
