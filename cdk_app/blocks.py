@@ -125,16 +125,26 @@ class Alarms:
     stage: Stage
 
     def on(
-        self, scope: Construct, name: str, metric: cloudwatch.IMetric, above: float, why: str
+        self,
+        scope: Construct,
+        name: str,
+        metric: cloudwatch.IMetric,
+        above: float,
+        why: str,
+        *,
+        at_once: bool = False,
     ) -> cloudwatch.Alarm:
-        """An alarm when `metric` is above the threshold in two of three periods; no data is no alarm."""
+        """An alarm when `metric` is above the threshold in two of three periods; no data is no alarm.
+
+        `at_once`: in one, for what does not come again.
+        """
         alarm = cloudwatch.Alarm(
             scope,
             name,
             metric=metric,
             threshold=above,
-            evaluation_periods=3,
-            datapoints_to_alarm=2,
+            evaluation_periods=1 if at_once else 3,
+            datapoints_to_alarm=1 if at_once else 2,
             comparison_operator=cloudwatch.ComparisonOperator.GREATER_THAN_THRESHOLD,
             treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
             alarm_description=why,

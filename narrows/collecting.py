@@ -69,6 +69,13 @@ class Collected:
     def accepted(self) -> int:
         return sum(one.status == "accepted" for one in self.verdicts)
 
+    @property
+    def unkept(self) -> int:
+        """Rejected events whose copy is lost: only their producer has read why."""
+        if not self.quarantine_failure:
+            return 0
+        return sum(one.status == "rejected" and one.remedy != SEND_AGAIN for one in self.verdicts)
+
 
 def collect(
     sent: Sequence[object],

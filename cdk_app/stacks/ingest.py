@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import aws_cdk as cdk
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_kinesis as kinesis
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
-from cdk_app.blocks import Consumption, Function, StreamConsumer, Table, allow, allow_objects
+from cdk_app.blocks import Alarms, Consumption, Function, StreamConsumer, Table, allow, allow_objects
 from cdk_app.bundling import lambda_code
 from cdk_app.config import Config
 from cdk_app.stacks.data import DataStack
@@ -65,6 +66,14 @@ class IngestStack(cdk.Stack):
         allow(function.role, ["kinesis:PutRecord", "kinesis:PutRecords"], [data.events.stream_arn])
         allow(function.role, ["secretsmanager:GetSecretValue"], [data.pseudonym_key.secret_arn])
         allow_objects(function.role, data.bucket, data.key, write=["quarantine"])
+        lost = cloudwatch.Metric(
+            namespace="Narrows",
+            metric_name="QuarantineLost",
+            dimensions_map={"FunctionName": function.function.function_name},
+            statistic="Sum",
+        )
+        why = "CollectEvents: rejected events were not kept; see docs/operations/deploy.md"
+        Alarms(self._stage).on(function, "QuarantineAlarm", lost, 0, why, at_once=True)
         return function
 
     def _land_events(self) -> Function:

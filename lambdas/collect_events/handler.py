@@ -11,6 +11,7 @@ from lambdas.collect_events.contract import sent_events, shown
 from lambdas.collect_events.put_events import answer_to
 from lambdas.collect_events.wiring import Collector
 from lambdas.http import answer, doorway
+from lambdas.metrics import count
 from narrows.collecting import Collected
 
 COLLECTOR = Collector()
@@ -23,6 +24,7 @@ def collected(sent: list[object]) -> Collected:
     batch = COLLECTOR.collect(sent, HTTP.current_event.raw_event["requestContext"]["http"].get("userAgent"))
     if batch.quarantine_failure:
         LOGGER.warning("rejected events were not kept", extra={"reason": batch.quarantine_failure})
+    count("QuarantineLost", batch.unkept, HTTP.lambda_context.function_name)
     return batch
 
 

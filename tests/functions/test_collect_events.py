@@ -153,11 +153,30 @@ def test_events_that_the_stream_refuses_are_to_be_sent_again(deployed: Deployed)
     assert "again" in answer["verdicts"][0]["remedy"]
 
 
-def test_a_lost_quarantine_does_not_lose_the_good_events(deployed: Deployed) -> None:
-    """Rejected events are answered as ever; only their copy is missing."""
+def counted(printed: str) -> list[dict[str, object]]:
+    """What the function counted in its log, with the dimensions."""
+    lines = [json.loads(line) for line in printed.splitlines() if '"_aws"' in line]
+    return [{name: value for name, value in line.items() if name != "_aws"} for line in lines]
+
+
+def test_a_lost_quarantine_does_not_lose_the_good_events(
+    deployed: Deployed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rejected events are answered as ever; only their copy is missing, and an alarm can count it."""
+    deployed.send({"events": [click(), {}]})
+    assert counted(capsys.readouterr().out) == []
+    deployed.s3.delete_objects(
+        Bucket=deployed.bucket,
+        Delete={
+            "Objects": [
+                {"Key": one["Key"]} for one in deployed.s3.list_objects_v2(Bucket=deployed.bucket)["Contents"]
+            ]
+        },
+    )
     deployed.s3.delete_bucket(Bucket=deployed.bucket)
-    status, answer = deployed.send({"events": [click(), {}]})
-    assert (status, answer["accepted"], answer["rejected"]) == (200, 1, 1)
+    status, answer = deployed.send({"events": [click(), {}, {}]})
+    assert (status, answer["accepted"], answer["rejected"]) == (200, 1, 2)
+    assert counted(capsys.readouterr().out) == [{"QuarantineLost": [2.0], "FunctionName": "narrows"}]
 
 
 def test_without_the_key_nothing_is_stored(

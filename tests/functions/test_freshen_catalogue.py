@@ -291,6 +291,22 @@ def test_items_come_through_the_stream_as_well(deployed: Deployed) -> None:
     assert [(line["field"], line.get("item_id")) for line in lines] == [("price", "b"), ("item", None)]
 
 
+def test_refused_items_of_the_stream_wait_for_their_quarantine(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch fails, so that Lambda delivers it again; what is good of it is stored all the same."""
+    from narrows.errors import StoreUnavailable
+
+    def away(*_: Any) -> None:
+        raise StoreUnavailable("the bucket does not answer")
+
+    monkeypatch.setattr(S3Objects, "put", away)
+    records = [("shard-0", str(n), json.dumps(one).encode()) for n, one in enumerate(({"item_id": "a"}, {}))]
+    with pytest.raises(StoreUnavailable):
+        deployed.module.handler(kinesis_event(records), CONTEXT)
+    assert set(deployed.stored("a")) == {"a"}
+
+
 def test_a_store_that_is_away_loses_nothing(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over HTTP each item is told to come again; of the stream, Lambda delivers from the first on."""
     from narrows.errors import StoreUnavailable

@@ -376,6 +376,20 @@ def test_an_alarm_watches_every_queue_of_failures(stage: Synthesised) -> None:
     assert sum("Training failed" in one or "5xx" in one for one in alarms) == 2
 
 
+def test_an_alarm_counts_rejected_events_that_were_not_kept(stage: Synthesised) -> None:
+    """At once, by the metric that the function writes."""
+    (alarm,) = (
+        one["Properties"]
+        for one in stage.of_type("AWS::CloudWatch::Alarm").values()
+        if one["Properties"].get("MetricName") == "QuarantineLost"
+    )
+    assert (alarm["Namespace"], alarm["Statistic"], alarm["Threshold"]) == ("Narrows", "Sum", 0)
+    assert (alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == (1, 1)
+    (dimension,) = alarm["Dimensions"]
+    assert dimension["Name"] == "FunctionName"
+    assert dimension["Value"]["Ref"].startswith("CollectEvents")
+
+
 def test_outputs_name_what_people_and_programs_need(stage: Synthesised) -> None:
     """What a caller, an operator and the local cloud look up, under these names."""
     names = {name for template in stage.templates.values() for name in template["Outputs"]}
