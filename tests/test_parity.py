@@ -47,6 +47,7 @@ def declared(name: str, kind: str, scope: str = "visitor", **changes: Any) -> Fe
 
 
 RATE = {"events": ("click",), "per": ("impression",), "prior_successes": 1.0, "prior_trials": 20.0}
+GROUP = {"minimum_group": 30, "distinct": "user_id"}
 EVERYTHING = (
     declared("views", "count", events=("view",)),
     declared("spent", "count", events=("purchase",), value="event_value"),
@@ -94,6 +95,13 @@ EVERYTHING = (
     declared("item_price", "value_statistics", "item", value="price", statistic="mean"),
     declared("brand_price", "value_statistics", "by:brand", value="price", statistic="mean"),
     declared("rare", "count", "by:brand", events=("purchase",), minimum_group=30, distinct="user_id"),
+    declared(
+        "rare_1d", "recent_count", "by:brand", value="price", window_s=DAY, **{**GROUP, "minimum_group": 5}
+    ),
+    declared("rare_price", "value_statistics", "by:brand", value="big", statistic="mean", **GROUP),
+    declared("rare_rate", "smoothed_rate", "by:brand", value="price", **{**RATE, **GROUP}),
+    declared("rare_breadth", "entropy", "by:brand", events=("purchase",), value="colour", **GROUP),
+    declared("rare_last", "last_value", "by:brand", value="colour", values=("red",), **GROUP),
 )
 
 
@@ -296,7 +304,7 @@ INTEGERS = {
         "hours",
         "of_user",
     ),
-    *("user_last", "in_session", "session_brands", "rare"),
+    *("user_last", "in_session", "session_brands", "rare", "rare_last"),
 }
 """What has to be equal to the last bit; the other numbers are sums of floats, in some order."""
 ROUNDED = {one.name for one in EVERYTHING} - INTEGERS
@@ -377,7 +385,7 @@ def test_three_renderings_give_the_same_values(
         wrong = [
             (one, differing)
             for one, left, right in zip(asked, python, found, strict=True)
-            if (differing := differences(without_groups(left), without_groups(right)))
+            if (differing := differences(left, right))
         ]
         assert wrong[:3] == []
 
@@ -415,8 +423,7 @@ def test_the_night_gives_every_key_the_same_values(
         expected = by_python(features, scope, of_visitors if scope == "visitor" else events, asked)
         view = of_scope(features, scope)
         for (key, _), python in zip(asked, expected, strict=True):
-            built = without_groups(as_python(view, found[key]))
-            assert differences(without_groups(python), built) == [], key
+            assert differences(python, as_python(view, found[key])) == [], key
 
 
 def written(output: Path, scope: str) -> list[dict[str, Any]]:
@@ -432,11 +439,6 @@ def logged_in(events: Sequence[Event], rows: Sequence[Mapping[str, Any]]) -> lis
     logins = sorted((one["time"], one["user_id"], one["session_id"]) for one in rows if one["user_id"])
     first = {session: user for _, user, session in reversed(logins)}
     return [replace(one, user_id=one.user_id or first.get(one.session_id)) for one in events]
-
-
-def without_groups(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what only the nightly build may show: features of groups that can be too small."""
-    return {name: one for name, one in values.items() if not name.startswith("rare")}
 
 
 @pytest.mark.spark
@@ -457,6 +459,61 @@ def test_a_group_below_its_minimum_shows_nothing(
     assert 0 < len(shown) < len(buyers)
     write_night(spark, [str(folder / "all.parquet")], features, T0 + 7 * DAY, str(tmp_path))
     assert shown == {row["key"] for row in written(tmp_path, "by:brand") if row["rare"] is not None}
+
+
+RESTRICTED = {"minimum_group": 3, "distinct": "user_id"}
+SMALL_GROUPS = (
+    declared("mean", "value_statistics", "by:brand", value="price", statistic="mean", **RESTRICTED),
+    declared("within_1h", "recent_count", "by:brand", value="price", window_s=3600.0, **RESTRICTED),
+    declared("paid", "smoothed_rate", "by:brand", value="price", **{**RATE, **RESTRICTED}),
+    declared("breadth", "entropy", "by:brand", value="colour", **RESTRICTED),
+)
+
+
+def bids() -> list[Event]:
+    """Of five users each: one names a price and a colour; one does within the hour; three do; all do."""
+    events = []
+    for brand, named in (("one", (0,)), ("one now", range(5)), ("three", range(3)), ("all", range(5))):
+        for place in range(5):
+            told = {"price": 2.0 + place, "colour": "red"} if place in named else {}
+            ago = 20 * DAY if brand == "one now" and place else 60.0
+            for event_type in ("click", "impression"):
+                name, properties = f"{brand} {place} {event_type}", {"brand": brand, **told}
+                user = f"u{place}"
+                events.append(
+                    Event(name, event_type, NOW - ago, NOW, user_id=user, item_id="i", properties=properties)
+                )
+    return events
+
+
+@pytest.mark.spark
+def test_members_are_those_whose_events_gave_the_value(spark: Any, tmp_path: Path) -> None:
+    """Who names no price, or named it before the window, or only saw the item, covers nobody's price."""
+    from glue_jobs.nightly import write_night
+
+    features, events = FeatureSet(SMALL_GROUPS), bids()
+    asked = [(brand, NOW) for brand in ("all", "one", "one now", "three")]
+    expected = [
+        {"mean": 4.0, "within_1h": 20.0, "paid": 21.0 / 25.0, "breadth": 0.0},
+        {},
+        {"mean": 4.0, "paid": 21.0 / 25.0, "breadth": 0.0},
+        {"mean": 3.0, "within_1h": 9.0, "paid": 10.0 / 25.0, "breadth": 0.0},
+    ]
+    pq.write_table(lake(events), tmp_path / "bids.parquet")
+    write_night(spark, [str(tmp_path / "bids.parquet")], features, NOW, str(tmp_path / "night"))
+    night = {row["key"]: row for row in written(tmp_path / "night", "by:brand")}
+    for found in (
+        by_python(features, "by:brand", events, asked),
+        by_numpy(features, "by:brand", columns_of("by:brand", events, EventColumns.of(events)), asked),
+        by_spark(spark, tmp_path / "bids.parquet", features, "by:brand", asked),
+        [as_python(of_scope(features, "by:brand"), night[brand]) for brand, _ in asked],
+    ):
+        assert [told_of(one) for one in found] == [pytest.approx(one) for one in expected]
+
+
+def told_of(values: Mapping[str, Any]) -> dict[str, float]:
+    """What is no default."""
+    return {name: one for name, one in values.items() if values.get(f"{name}_missing") == 0.0}
 
 
 @pytest.mark.spark

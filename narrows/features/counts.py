@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -372,18 +372,25 @@ class RecentCount(Fold):
 
     def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:
         amounts = events.amounts(self.of)
-        first = np.floor(as_of / self.width_s) - self.buckets
-        recent = np.floor(events.time / self.width_s) > first[groups]
+        recent = self.holds(events.time, as_of[groups])
         number, total = totals(np.where(recent, amounts, amounts * 0.0), groups, size)
         return np.where(number > 0, total, np.nan)
 
     def sql_state(self, rows: SqlRows) -> dict[str, str]:
-        amount, width = rows.amount(self.of), f"{self.width_s!r}D"
-        recent = rows.column(f"floor(time / {width}) > floor(as_of / {width}) - {self.buckets}")
-        return {"n": f"count({amount})", "total": f"sum(CASE WHEN {recent} THEN {amount} END)"}
+        amount = rows.amount(self.of)
+        return {"n": f"count({amount})", "total": f"sum(CASE WHEN {self.sql_holds(rows)} THEN {amount} END)"}
 
     def sql_read(self, parts: Mapping[str, str], now: str) -> str:  # noqa: ARG002  # as_of is in the rows
         return f"CASE WHEN {parts['n']} > 0 THEN coalesce({parts['total']}, 0D) END"
+
+    def holds(self, time: Any, now: Any) -> Any:
+        """Whether an event of this time counts as of `now`; numbers or arrays of them."""
+        return np.floor(time / self.width_s) > np.floor(now / self.width_s) - self.buckets
+
+    def sql_holds(self, rows: SqlRows) -> str:
+        """A column: the same of a row as of its moment."""
+        width = f"{self.width_s!r}D"
+        return rows.column(f"floor(time / {width}) > floor(as_of / {width}) - {self.buckets}")
 
     def _bucket(self, time: float) -> int:
         return math.floor(time / self.width_s)

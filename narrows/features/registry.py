@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,20 @@ from narrows.features.checks import check
 from narrows.features.columns import Entries, EventColumns, Floats, Integers, prefixes
 from narrows.features.computed import ComputedFeatures
 from narrows.features.declarations import FeatureDeclaration, canonical, meaning
-from narrows.features.kinds import KINDS, DistinctCount, Kind, LastN, PerValue, Selection, State, kind_of
+from narrows.features.groups import Members
+from narrows.features.kinds import (
+    KINDS,
+    Kind,
+    LastN,
+    LastValue,
+    PerValue,
+    RecentCount,
+    Selection,
+    State,
+    kind_of,
+)
 from narrows.features.scopes import scope_of
+from narrows.features.selection import selection_of
 
 VISITOR_SCOPES = frozenset({"visitor", "user", "session"})
 MISSING_SUFFIX = "_missing"
@@ -43,18 +56,28 @@ class Feature:
     def name(self) -> str:
         return self.declaration.name
 
-    @property
+    @cached_property
     def least(self) -> int:
         """How many different members a group must have for this to be told of it; 0 where no one asks."""
         least, distinct = (self.declaration.parameters.get(one) for one in ("minimum_group", "distinct"))
         return least if isinstance(least, int) and isinstance(distinct, str) else 0
 
     @property
-    def members(self) -> DistinctCount:
-        """What counts the members of a group, exactly up to `least`."""
-        distinct = str(self.declaration.parameters.get("distinct"))
-        chosen = Selection(self.kind.types, dict(self.declaration.where), distinct)
-        return DistinctCount(chosen, keep=self.least + 1)
+    def members(self) -> Members:
+        """What counts those whose events gave a group its value, of a rate its successes, up to `least`."""
+        kind, distinct = self.kind, str(self.declaration.parameters.get("distinct"))
+        of_text = KINDS[self.declaration.kind].VALUE == "text" or (isinstance(kind, LastValue) and kind.texts)
+        window = kind if isinstance(kind, RecentCount) else None
+        return Members(selection_of(self.declaration), distinct, self.least, bool(of_text), window)
+
+    @property
+    def members_key(self) -> str:
+        """Where a state keeps them."""
+        return f"{self.key}:members"
+
+    def is_small(self, state: Features, now: float) -> bool:
+        """Whether a state is that of a group of fewer than `least`."""
+        return (self.members.read(state.get(self.members_key, {}), now) or 0.0) < self.least
 
     def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats | Entries:
         """The kind's values of groups, and nothing of those that are too small to be told of."""
@@ -94,6 +117,7 @@ class FeatureSet:
         self.features = tuple(one for one in self._every if _base(one.declaration) in scopes)
         lists = [one.key for one in self._every if isinstance(one.kind, LastN)]
         self._folds: list[tuple[str, Kind]] = [(one.key, one.kind) for one in self.features]
+        self._folds += [(one.members_key, one.members) for one in self.features if one.least]
         if not lists and "visitor" in scopes:
             self._folds.append((HISTORY, IMPLICIT_HISTORY))
         self._history_keys = [key for key, kind in self._folds if isinstance(kind, LastN)]
@@ -176,6 +200,8 @@ class FeatureSet:
             if isinstance(feature.kind, LastN):
                 continue
             value = feature.kind.read(state.get(feature.key, feature.kind.zero()), now)
+            if feature.least and feature.is_small(state, now):
+                value = None
             if isinstance(feature.kind, PerValue):
                 values.update({f"{feature.name}[{text}]": one for text, one in (value or {}).items()})
                 continue

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from narrows.features.declarations import CLASSES, DEFAULT_CLASS, FeatureDeclaration, SourceDeclaration
 from narrows.features.parameters import is_number
 from narrows.features.scopes import scope_of
+from narrows.features.selection import FIELDS
 
 Refusal = tuple[str, object, str]
 """The declaration's key, what stands there, and why it is refused."""
@@ -28,9 +29,12 @@ _WHAT_IT_EARNS = frozenset(
     {"price", "prices", "pricing", "cost", "costs", "margin", "revenue", "turnover"}
     | {"fee", "fees", "commission", "payout", "bid", "bids"}
 )
-_SHOWS_ONE_VALUE = frozenset({"last_value", "last_n"})
+_SHOWS_ONE_VALUE = frozenset({"last_value", "last_n", "first_seen", "last_seen"})
+_AGES = frozenset({"decayed_count", "decayed_sum"})
+_NOT_WHO = FIELDS.keys() - {"user_id"}
 _EXTREMES = frozenset({"min", "max"})
-LEAST_GROUP = 2
+LEAST_GROUP = 3
+"""Of two, each can take its own value off the sum or the mean, and has the other's."""
 
 
 def refusals(declaration: FeatureDeclaration) -> list[Refusal]:
@@ -84,6 +88,7 @@ def _outside_an_aggregate(declaration: FeatureDeclaration) -> Iterator[Refusal]:
         if class_of_source(declaration, name) == "aggregate_only"
     ]
     if not restricted and declaration.sensitivity != "aggregate_only":
+        yield from _half_a_minimum(declaration)
         return
     scope = scope_of(declaration.scope)
     if scope is None or scope.base != "by":
@@ -104,6 +109,13 @@ def _outside_an_aggregate(declaration: FeatureDeclaration) -> Iterator[Refusal]:
     yield from _of_a_group_too_small(declaration)
 
 
+def _half_a_minimum(declaration: FeatureDeclaration) -> Iterator[Refusal]:
+    minimum = {"minimum_group", "distinct"}
+    if len(minimum & declaration.parameters.keys()) == 1:
+        [key] = minimum - declaration.parameters.keys()
+        yield (key, None, "minimum_group and distinct say together when a group is shown; give both")
+
+
 def _of_a_group_too_small(declaration: FeatureDeclaration) -> Iterator[Refusal]:
     parameters, scope = declaration.parameters, scope_of(declaration.scope)
     if not is_number(parameters.get("minimum_group"), LEAST_GROUP):
@@ -115,6 +127,12 @@ def _of_a_group_too_small(declaration: FeatureDeclaration) -> Iterator[Refusal]:
         yield ("distinct", None, "name the property of which minimum_group different values are needed")
     elif scope and parameters["distinct"] == scope.by:
         yield ("distinct", parameters["distinct"], "every group has one of it; name who must be several")
+    elif parameters["distinct"] in _NOT_WHO:
+        remedy = "one and the same can have many of it; name who must be several, such as user_id"
+        yield ("distinct", parameters["distinct"], remedy)
+    if declaration.kind in _AGES or "half_life_s" in parameters:
+        remedy = "once the others are old it shows the newest value alone; take one that does not age"
+        yield ("kind" if declaration.kind in _AGES else "half_life", declaration.kind, remedy)
     shown = declaration.kind in _SHOWS_ONE_VALUE or parameters.get("statistic") in _EXTREMES
     if shown:
         remedy = "it shows a single value of a class aggregate_only; take a mean, a sum or a count"

@@ -15,6 +15,7 @@ from typing import cast
 
 from narrows.events import EXCLUDING_TYPES
 from narrows.features.folding import Additive, Newest, Tally
+from narrows.features.groups import Members
 from narrows.features.kinds import DistinctCount, Kind, LastN, LastValue, PerValue
 from narrows.features.registry import Feature, FeatureSet
 from narrows.features.sql_rows import SqlRows, literal, mark_of, text_sql
@@ -112,13 +113,13 @@ class _Query:
         for feature in self.features:
             self._place(feature.name, feature.kind)
             if feature.least:
-                self._place(f"{feature.name}_group", feature.members)
+                self._place(_members(feature), feature.members)
 
     def _place(self, name: str, kind: Kind) -> None:
         if isinstance(kind, LastN | LastValue):
             condition, entry = kind.sql_entry(self.rows)
             self.newest[name] = (kind, condition, entry)
-        elif isinstance(kind, PerValue | Entropy | DistinctCount):
+        elif isinstance(kind, PerValue | Entropy | DistinctCount | Members):
             self.tallied.setdefault(kind.sql_word(self.rows), {})[name] = kind
         else:
             state = self._shared(cast(Additive, kind).sql_state(self.rows), self.added)
@@ -219,7 +220,14 @@ class _Query:
             read = f"CASE WHEN size({name}) > 0 THEN {kind.sql_read(name)} END"
         else:
             read = cast(Additive, kind).sql_read(self.parts[name], "as_of")
-        return f"CASE WHEN size({name}_group) >= {feature.least} THEN {read} END" if feature.least else read
+        if not feature.least:
+            return read
+        return f"CASE WHEN size({_members(feature)}) >= {feature.least} THEN {read} END"
+
+
+def _members(feature: Feature) -> str:
+    """The column of a group's members; no feature has such a name, since each begins with a letter."""
+    return f"_members_of_{feature.name}"
 
 
 def _also(columns: Mapping[str, str]) -> str:

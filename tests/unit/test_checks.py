@@ -157,8 +157,8 @@ def test_a_restricted_value_is_refused_outside_an_aggregate() -> None:
     assert told(summed(value="seller_price")) == told(raw)
     assert told(summed(value="seller_price", scope="item", sources=PRICES)) != []
     assert told(summed(value="listing", sources=(SourceDeclaration("listing", "aggregate_only"),))) != []
-    grouped = summed(
-        scope="by:category", value="seller_price", sources=PRICES, parameters={"half_life_s": 60.0, **GROUP}
+    grouped = declared(
+        "sum", "count", scope="by:category", value="seller_price", sources=PRICES, parameters=GROUP
     )
     assert told(grouped) == []
     assert class_of(grouped) == "aggregate_only"
@@ -167,21 +167,33 @@ def test_a_restricted_value_is_refused_outside_an_aggregate() -> None:
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
-        ({"parameters": {"half_life_s": 60.0, "distinct": "seller_id"}}, "sum_7d.minimum_group"),
-        ({"parameters": {"half_life_s": 60.0, **GROUP, "minimum_group": 1}}, "sum_7d.minimum_group"),
-        ({"parameters": {"half_life_s": 60.0, "minimum_group": 5}}, "sum_7d.distinct"),
-        ({"parameters": {"half_life_s": 60.0, **GROUP, "distinct": "category"}}, "sum_7d.distinct"),
-        ({"where": {"seller_price": 9.99}}, "sum_7d.where.seller_price"),
-        ({"scope": "by:seller_price"}, "sum_7d.scope"),
-        ({"kind": "last_value", "parameters": GROUP}, "sum_7d.kind"),
-        ({"kind": "value_statistics", "parameters": {"statistic": "min", **GROUP}}, "sum_7d.statistic"),
+        ({"parameters": {"distinct": "seller_id"}}, "sum.minimum_group"),
+        ({"parameters": {**GROUP, "minimum_group": 2}}, "sum.minimum_group"),
+        ({"parameters": {"minimum_group": 5}}, "sum.distinct"),
+        ({"parameters": {**GROUP, "distinct": "category"}}, "sum.distinct"),
+        ({"parameters": {**GROUP, "distinct": "session_id"}}, "sum.distinct"),
+        ({"where": {"seller_price": 9.99}}, "sum.where.seller_price"),
+        ({"scope": "by:seller_price"}, "sum.scope"),
+        ({"kind": "last_value"}, "sum.kind"),
+        ({"kind": "first_seen"}, "sum.kind"),
+        ({"kind": "decayed_sum", "parameters": {"half_life_s": 60.0, **GROUP}}, "sum.kind"),
+        ({"kind": "smoothed_rate", "parameters": {"half_life_s": 60.0, **RATE, **GROUP}}, "sum.half_life"),
+        ({"kind": "value_statistics", "parameters": {"statistic": "min", **GROUP}}, "sum.statistic"),
     ],
 )
 def test_a_group_that_would_show_one_seller_is_refused(changes: dict[str, Any], path: str) -> None:
-    """Too few sellers, a filter on the price, or a group for each price would give it away."""
-    right = {"scope": "by:category", "value": "seller_price", "sources": PRICES}
-    right["parameters"] = {"half_life_s": 60.0, **GROUP}
-    assert path in [key for key, _ in told(replace(summed(**right), **changes))]
+    """Too few sellers, a filter on the price, a group for each price, or what ages would give it away."""
+    right = declared("sum", "count", scope="by:category", value="seller_price", parameters=GROUP)
+    right = replace(right, sources=PRICES)
+    assert told(right) == []
+    assert path in [key for key, _ in told(replace(right, **changes))]
+
+
+@pytest.mark.parametrize("given", GROUP)
+def test_half_a_minimum_is_no_minimum(given: str) -> None:
+    """Of a source that is not restricted too: the group would be shown however small it is."""
+    grouped = declared("all", "count", scope="by:category", parameters={given: GROUP[given]})
+    assert [key for key, _ in told(grouped)] == [f"all.{other}" for other in GROUP if other != given]
 
 
 def test_the_age_of_an_item_is_not_the_age_of_a_person() -> None:

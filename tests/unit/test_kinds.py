@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from narrows.events import Event
 from narrows.features.columns import Entries, EventColumns
 from narrows.features.declarations import FeatureDeclaration
+from narrows.features.groups import Members
 from narrows.features.kinds import (
     KINDS,
     Count,
@@ -64,6 +65,9 @@ EVERY_KIND = [
     *(ValueStatistics(PRICES, statistic) for statistic in STATISTICS),
     Entropy(COLOURS),
     Entropy(COLOURS, keep=2),
+    Members(PRICES, "colour", keep=2),
+    Members(PRICES, "colour", keep=2, window=RecentCount(PRICES, window_s=600.0)),
+    Members(COLOURS, "item_id", keep=3, of_text=True),
     PerValue(Count(CLICKS), "colour"),
     PerValue(DecayedSum(PRICES, half_life_s=600.0), "item_id", keep=2),
     PerValue(RecentCount(VIEWS, window_s=3600.0), "colour", keep=3),
@@ -164,7 +168,7 @@ def defined(value: Any) -> Any:
 
 def test_every_kind_is_tested() -> None:
     """A new kind has to join the list above."""
-    assert {type(kind) for kind in EVERY_KIND} == {*KINDS.values(), PerValue}
+    assert {type(kind) for kind in EVERY_KIND} == {*KINDS.values(), PerValue, Members}
 
 
 def test_an_event_one_half_life_ago_weighs_one_half() -> None:
