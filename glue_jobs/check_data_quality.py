@@ -13,8 +13,9 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
@@ -26,50 +27,62 @@ from glue_jobs.lake import add_arguments, events_table, open_lake, read_events
 from glue_jobs.reports import moment, write_report
 from narrows.envelope import LIMITS
 from narrows.events import EXCLUDING_TYPES
-from narrows.quality import Measured, failed, judge
+from narrows.quality import Measured, failed, judge, newest_days
 from narrows.settings import App
 
+COUNTED = ("events", "without_item", "marked", "future", "ancient")
 
-def measure(events: DataFrame, app: App, totals: Mapping[str, int]) -> Measured:
-    """What the checks judge, in one pass over the events; `totals` counts the lines of all compactions.
+
+def measure(events: DataFrame, app: App, totals: Mapping[str, Mapping[str, int]]) -> Measured:
+    """What the checks judge of the events, and of the lines that compactions counted on each day.
 
     A line that was read `again` is not counted: it was the same file, not another arrival.
     """
-    known = [*app.events, *EXCLUDING_TYPES]
+    newest = events.agg(F.max("received_at").alias("at")).collect()[0]["at"]
+    if newest is None:
+        return Measured(events=0)
+    days = newest_days(datetime.fromtimestamp(newest, UTC).date(), app.quality.volume_days)
+    found = [row.asDict() for row in _by_day_and_type(events, app, min(days)).collect()]
+    arrived = {day: Counter[str]() for day in sorted(days)}
+    by_day, unknown = Counter[date](), Counter[str]()
+    for row in found:
+        by_day[row["event_date"]] += row["events"]
+        if row["arrived"] in arrived:
+            counts = {name: row[name] for name in COUNTED}
+            if row["event_type"] not in (*app.events, *EXCLUDING_TYPES):
+                counts["unknown_types"] = row["events"]
+                unknown[row["event_type"]] += row["events"]
+            arrived[row["arrived"]].update(counts)
+    for text, one in totals.items():
+        if (day := date.fromisoformat(text)) >= min(days):  # a run may be after the newest arrival
+            arrived.setdefault(day, Counter()).update(_lines(one))
+    return Measured(sum(by_day.values()), newest, by_day, arrived, unknown)
+
+
+def _by_day_and_type(events: DataFrame, app: App, since: date) -> DataFrame:
+    """Counts by the day and type of events, and since a day by the day of their arrival."""
     labelled = [name for name, one in app.events.items() if one.label > 0.0]
     ahead, behind = LIMITS.ahead_s, LIMITS.behind_s
-    rows = events.groupBy("event_date", "event_type").agg(
+    arrived = F.to_date(F.timestamp_seconds("received_at"))
+    recent = F.when(arrived >= F.lit(since), arrived).alias("arrived")
+    return events.groupBy("event_date", "event_type", recent).agg(
         F.count("*").alias("events"),
         F.count_if(F.col("event_type").isin(labelled) & F.col("item_id").isNull()).alias("without_item"),
         F.count_if(F.size(F.coalesce("marks", F.array())) > 0).alias("marked"),
         F.count_if(F.col("time") > F.col("received_at") + ahead).alias("future"),
         F.count_if(F.col("time") < F.col("received_at") - behind).alias("ancient"),
-        F.max("received_at").alias("newest_at"),
-    )
-    found = [row.asDict() for row in rows.collect()]
-    by_day: dict[date, int] = {}
-    unknown: dict[str, int] = {}
-    for row in found:
-        by_day[row["event_date"]] = by_day.get(row["event_date"], 0) + row["events"]
-        if row["event_type"] not in known:
-            unknown[row["event_type"]] = unknown.get(row["event_type"], 0) + row["events"]
-    sums = {
-        name: sum(row[name] for row in found)
-        for name in ("events", "without_item", "marked", "future", "ancient")
-    }
-    return Measured(
-        **sums,
-        unknown_types=unknown,
-        newest_at=max((row["newest_at"] for row in found), default=float("nan")),
-        by_day=by_day,
-        lines=totals.get("lines", 0) - totals.get("again", 0) + totals.get("malformed", 0),
-        malformed=totals.get("malformed", 0),
-        duplicates=totals.get("duplicates", 0),
     )
 
 
-def compactions(spark: SparkSession) -> dict[str, int]:
-    """The counts of all compactions, which the table of events keeps in its properties."""
+def _lines(totals: Mapping[str, int]) -> dict[str, int]:
+    lines, again, malformed, duplicates = (
+        totals.get(name, 0) for name in ("lines", "again", "malformed", "duplicates")
+    )
+    return {"lines": lines - again + malformed, "malformed": malformed, "duplicates": duplicates}
+
+
+def compactions(spark: SparkSession) -> dict[str, Mapping[str, int]]:
+    """What compactions counted on each day, which the table of events keeps in its properties."""
     properties = spark.sql(f"SHOW TBLPROPERTIES {events_table(spark)}").collect()
     return dict(json.loads({row["key"]: row["value"] for row in properties}.get(TOTALS, "{}")))
 
@@ -84,6 +97,7 @@ def check(spark: SparkSession, app: App, as_of: float) -> dict[str, Any]:
         "ok": not failed(checks),
         "reasons": [one.reason for one in failed(checks)],
         "checks": [one.to_json() for one in checks],
+        "days": [day.isoformat() for day in sorted(found.arrived)],
         "unknown_types": dict(found.unknown_types),
         "by_day": {day.isoformat(): count for day, count in sorted(found.by_day.items())},
     }

@@ -22,7 +22,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
@@ -43,8 +43,9 @@ from narrows.marking import DUPLICATE, RATE, fast_visitors_sql
 
 READ_THROUGH = "narrows.read-through"
 """A property of the table: the last sequence number that was read of each shard, as JSON."""
-TOTALS = "narrows.totals"
-"""A property of the table: what all runs have counted, as JSON."""
+TOTALS = "narrows.totals-by-day"
+"""A property of the table: what the runs of each of the last days have counted, as JSON."""
+DAYS_OF_TOTALS = 31
 APART_DAYS = 31
 """Arrivals of one event say times at most so far apart: what is older is refused at collection."""
 NAMED = re.compile(r"(?P<shard>[^/]+)-(?P<first>\d+)-(?P<last>\d+)\.jsonl\.gz$")
@@ -77,7 +78,7 @@ def unread(files: Iterable[str], through: Mapping[str, str]) -> Landing:
 
 
 def compact(
-    spark: SparkSession, landing: str, *, events_per_minute: float, everything: bool = False
+    spark: SparkSession, landing: str, *, events_per_minute: float, today: date, everything: bool = False
 ) -> Mapping[str, int]:
     """Bring what has landed since the last run into the lake; returns how many of what."""
     ensure_tables(spark)
@@ -92,8 +93,7 @@ def compact(
     rejected = _keep_malformed(spark, landed)
     merged = _merge(spark, events(landed), events_per_minute)
     counts = {"files": len(new.files), "malformed": rejected, **merged}
-    totals = json.loads(properties.get(TOTALS, "{}"))
-    totals = {name: totals.get(name, 0) + count for name, count in counts.items()}
+    totals = _added(json.loads(properties.get(TOTALS, "{}")), today.isoformat(), counts)
     _set_properties(spark, {READ_THROUGH: json.dumps(new.through), TOTALS: json.dumps(totals)})
     landed.unpersist()
     return counts
@@ -252,6 +252,15 @@ def _properties(spark: SparkSession) -> dict[str, str]:
     }
 
 
+def _added(
+    totals: Mapping[str, Mapping[str, int]], day: str, counts: Mapping[str, int]
+) -> dict[str, Mapping[str, int]]:
+    """The counts of each of the last days, with these in those of their day."""
+    before = totals.get(day, {})
+    mine = {name: before.get(name, 0) + count for name, count in counts.items()}
+    return dict(sorted({**totals, day: mine}.items())[-DAYS_OF_TOTALS:])
+
+
 def _set_properties(spark: SparkSession, properties: Mapping[str, str]) -> None:
     said = ", ".join(f"'{name}' = '{value}'" for name, value in properties.items())
     spark.sql(f"ALTER TABLE {events_table(spark)} SET TBLPROPERTIES ({said})")
@@ -290,6 +299,7 @@ def main(argv: Sequence[str]) -> None:
         spark,
         arguments.landing,
         events_per_minute=read_app(spark, arguments.app_config).bots.events_per_minute,
+        today=datetime.now(UTC).date(),
         everything=arguments.everything == "yes",
     )
     if arguments.items:

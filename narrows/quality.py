@@ -16,10 +16,21 @@ Verdict = Literal["passed", "failed", "skipped"]
 FEWEST_DAYS = 3
 FEWEST_A_DAY = 100
 """With fewer whole days before it, or fewer events on them, a day has nothing to be compared with."""
-SHARES = (
-    *("most_unknown_types", "most_without_item", "most_malformed", "most_duplicates", "most_marked"),
-    *("most_future", "most_ancient", "volume_share"),
+ENOUGH_FOR_A_SHARE = 1000
+"""With fewer events, or lines, a few odd ones are a hundredth of a day: then all days are judged as one."""
+SHARE_OF: Mapping[str, str] = MappingProxyType(
+    {
+        "unknown_types": "events",
+        "without_item": "events",
+        "malformed": "lines",
+        "duplicates": "lines",
+        "marked": "events",
+        "future": "events",
+        "ancient": "events",
+    }
 )
+"""Of what each count is a share."""
+SHARES = (*(f"most_{name}" for name in SHARE_OF), "volume_share")
 REMEDIES: Mapping[str, str] = MappingProxyType(
     {
         "events": "has anything landed? see the logs of land_events and compact_events",
@@ -40,7 +51,8 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
 class Quality:
     """The thresholds of an app: the most, or least, that each share of events or landed lines may be.
 
-    `volume_share` is of the median of `volume_days` days.
+    Shares are judged of what arrived in the newest `volume_days` days, and of each of those days; the
+    `volume_share` is of the median of as many.
     """
 
     least_events: int = 1
@@ -58,39 +70,39 @@ class Quality:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a lake holds: counts of events, the newest arrival in epoch seconds, and the events of each day.
+    """What a lake holds: how many events, the newest arrival in epoch seconds, and the events of each day.
 
-    `without_item` are those of a labelled type, which train on their item. `lines`, `malformed` and
-    `duplicates` are counts of landed lines since the lake began.
+    `arrived` has the counts of the newest days by the day of arrival: `events` and `lines` that landed, and
+    of them the counts that `SHARE_OF` names. Those `without_item` are of a labelled type, which trains on its
+    item. `unknown_types` are the types of those days that the app does not declare.
     """
 
     events: int
-    unknown_types: Mapping[str, int] = field(default_factory=dict)
-    without_item: int = 0
-    marked: int = 0
-    future: int = 0
-    ancient: int = 0
     newest_at: float = math.nan
     by_day: Mapping[date, int] = field(default_factory=dict)
-    lines: int = 0
-    malformed: int = 0
-    duplicates: int = 0
+    arrived: Mapping[date, Mapping[str, int]] = field(default_factory=dict)
+    unknown_types: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: `value` must not be past `threshold`; it is nan where nothing could be measured: skipped."""
+    """One check: `value` must not be past `threshold`; it is nan where nothing could be measured: skipped.
+
+    `day` is the one whose value it is, in ISO 8601; None where it is that of all days.
+    """
 
     name: str
     value: float
     threshold: float
     verdict: Verdict
     remedy: str
+    day: str | None = None
 
     @property
     def reason(self) -> str:
         """Why the check failed, in one line for whoever is woken by it."""
-        return f"{self.name} is {self.value:.6g}, the threshold is {self.threshold:.6g}: {self.remedy}"
+        when = f" on {self.day}" if self.day else ""
+        return f"{self.name} is {self.value:.6g}{when}, the threshold is {self.threshold:.6g}: {self.remedy}"
 
     def to_json(self) -> dict[str, Any]:
         """The check as the report keeps it; an undefined value is null."""
@@ -112,22 +124,9 @@ def read_quality(table: Table) -> Quality:
 
 def judge(found: Measured, quality: Quality, as_of: float) -> list[Check]:
     """Every check, whatever the others say; `as_of` is in epoch seconds."""
-    counts = {
-        "unknown_types": (sum(found.unknown_types.values()), found.events),
-        "without_item": (found.without_item, found.events),
-        "malformed": (found.malformed, found.lines),
-        "duplicates": (found.duplicates, found.lines),
-        "marked": (found.marked, found.events),
-        "future": (found.future, found.events),
-        "ancient": (found.ancient, found.events),
-    }
-    shares = [
-        _at_most(name, count / of if of else math.nan, getattr(quality, f"most_{name}"))
-        for name, (count, of) in counts.items()
-    ]
     return [
         _at_least("events", float(found.events), quality.least_events),
-        *shares,
+        *(_share(name, found.arrived, getattr(quality, f"most_{name}")) for name in SHARE_OF),
         _at_most("age_of_newest_s", as_of - found.newest_at, quality.freshest_within_s),
         _at_least("volume", _volume(found.by_day, quality.volume_days, as_of), quality.volume_share),
     ]
@@ -138,9 +137,25 @@ def failed(checks: Sequence[Check]) -> list[Check]:
     return [check for check in checks if check.verdict == "failed"]
 
 
-def _at_most(name: str, value: float, most: float) -> Check:
+def newest_days(newest: date, days: int) -> frozenset[date]:
+    """So many days, this one the last: what a bad day among them does is not hidden by a year before."""
+    return frozenset(newest - timedelta(days=back) for back in range(days))
+
+
+def _share(name: str, arrived: Mapping[date, Mapping[str, int]], most: float) -> Check:
+    """The worst share among those of all days together and of each day that has enough."""
+    counts = {day: (one.get(name, 0), one.get(SHARE_OF[name], 0)) for day, one in arrived.items()}
+    count, of = (sum(column) for column in zip((0, 0), *counts.values(), strict=True))
+    worst, day = (count / of if of else math.nan), None
+    for one, (count, of) in sorted(counts.items()):
+        if of >= ENOUGH_FOR_A_SHARE and count / of > worst:
+            worst, day = count / of, one.isoformat()
+    return _at_most(name, worst, most, day)
+
+
+def _at_most(name: str, value: float, most: float, day: str | None = None) -> Check:
     verdict: Verdict = "skipped" if math.isnan(value) else "passed" if value <= most else "failed"
-    return Check(name, value, most, verdict, REMEDIES[name])
+    return Check(name, value, most, verdict, REMEDIES[name], day)
 
 
 def _at_least(name: str, value: float, least: float) -> Check:

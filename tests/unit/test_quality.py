@@ -8,13 +8,18 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from narrows.errors import Problem
-from narrows.quality import Measured, Quality, failed, judge, read_quality
+from narrows.quality import Measured, Quality, failed, judge, newest_days, read_quality
 from narrows.toml_reading import Table
 
 AS_OF = datetime(2026, 11, 21, 9, tzinfo=UTC).timestamp()
 DAYS = {date(2026, 11, 10) + timedelta(days=back): 1000 for back in range(12)}
+LAST = date(2026, 11, 21)
+A_DAY = {"events": 1000, "lines": 1050, "malformed": 1, "duplicates": 49}
 GOOD = Measured(
-    events=12_000, newest_at=AS_OF - 60.0, by_day=DAYS, lines=12_500, malformed=10, duplicates=490
+    events=12_000,
+    newest_at=AS_OF - 60.0,
+    by_day=DAYS,
+    arrived=dict.fromkeys(newest_days(LAST, 7), A_DAY),
 )
 
 
@@ -40,24 +45,41 @@ def test_a_healthy_lake_passes_every_check() -> None:
 @pytest.mark.parametrize(
     ("name", "bad", "value"),
     [
-        ("events", {"events": 0, "unknown_types": {}}, 0.0),
-        ("unknown_types", {"unknown_types": {"veiw": 1_200}}, 0.1),
-        ("without_item", {"without_item": 240}, 0.02),
-        ("malformed", {"malformed": 2_500}, 0.2),
-        ("duplicates", {"duplicates": 5_000}, 0.4),
-        ("marked", {"marked": 9_000}, 0.75),
-        ("future", {"future": 600}, 0.05),
-        ("ancient", {"ancient": 1_200}, 0.1),
+        ("events", {"events": 0}, 0.0),
+        ("unknown_types", {"unknown_types": 100}, 0.1),
+        ("without_item", {"without_item": 20}, 0.02),
+        ("malformed", {"malformed": 210}, 0.2),
+        ("duplicates", {"duplicates": 420}, 0.4),
+        ("marked", {"marked": 750}, 0.75),
+        ("future", {"future": 50}, 0.05),
+        ("ancient", {"ancient": 100}, 0.1),
         ("age_of_newest_s", {"newest_at": AS_OF - 3 * 86_400.0}, 259_200.0),
         ("volume", {"by_day": {**DAYS, date(2026, 11, 20): 100}}, 0.1),
     ],
 )
 def test_each_way_to_go_bad_fails_its_own_check(name: str, bad: dict[str, object], value: float) -> None:
-    """The value is the one that was counted, and the reason names check, value, threshold and remedy."""
-    wrong = failed(judge(replace(GOOD, **bad), Quality(), AS_OF))  # type: ignore[arg-type]
+    """The value is the one that was counted, and the reason names check, value, day, threshold and remedy."""
+    of_lake = {key: one for key, one in bad.items() if key in ("events", "newest_at", "by_day")}
+    of_a_day = {key: one for key, one in bad.items() if key not in of_lake}
+    arrived = {**GOOD.arrived, LAST: {**A_DAY, **of_a_day}}
+    wrong = failed(judge(replace(GOOD, arrived=arrived, **of_lake), Quality(), AS_OF))  # type: ignore[arg-type]
     assert [(one.name, one.value) for one in wrong] == [(name, pytest.approx(value))]
-    assert wrong[0].reason.startswith(f"{name} is {value:.6g}, the threshold is ")
+    assert wrong[0].day == ("2026-11-21" if of_a_day else None)
+    on = " on 2026-11-21" if of_a_day else ""
+    assert wrong[0].reason.startswith(f"{name} is {value:.6g}{on}, the threshold is ")
     assert wrong[0].remedy in wrong[0].reason
+
+
+def test_days_of_few_events_are_judged_together() -> None:
+    """Two odd events of a hundred are no reason to stop; as many on every day are."""
+    few = {day: {"events": 100} for day in newest_days(LAST, 7)}
+    one_bad = {**few, LAST: {"events": 100, "future": 2}}
+    assert failed(judge(replace(GOOD, arrived=one_bad), Quality(), AS_OF)) == []
+    all_bad = {day: {"events": 100, "future": 2} for day in few}
+    assert [
+        (one.name, one.value, one.day)
+        for one in failed(judge(replace(GOOD, arrived=all_bad), Quality(), AS_OF))
+    ] == [("future", 0.02, None)]
 
 
 def test_what_cannot_be_measured_is_skipped_and_fails_nothing() -> None:

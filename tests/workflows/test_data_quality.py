@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,11 @@ from localcloud.spark import spark_environment
 from narrows.events import Event, to_record
 from narrows.features.stream import StreamRecord
 from narrows.landing import landing_files
+from narrows.quality import Quality, failed, judge
+from narrows.settings import load_app
+from tests.spark_session import spark
+
+__all__ = ["spark"]
 
 pytestmark = pytest.mark.spark
 
@@ -82,3 +90,33 @@ def test_a_failed_check_stops_the_job_and_says_why(lake: Path) -> None:
     assert report["unknown_types"] == {"veiw": 40}
     assert sum(report["by_day"].values()) == 400
     assert report["as_of"] == NOW + 2_000.0
+
+
+def test_a_bad_day_shows_through_a_year_of_good_ones(spark: Any) -> None:
+    """One event in twenty of the newest day is misspelt, in the future and marked, of 400,000 in the lake."""
+    from glue_jobs.check_data_quality import measure
+
+    newest = datetime(2026, 11, 21, tzinfo=UTC)
+    back, bad = "-cast(id / 1000 AS int)", "id < 1000 AND id % 20 = 0"
+    ahead = f"CASE WHEN {bad} THEN 1 ELSE 0 END"
+    events = spark.range(400_000).selectExpr(
+        f"CASE WHEN {bad} THEN 'purchse' ELSE 'view' END AS event_type",
+        f"{newest.timestamp()!r}D + 60 + {back} * 86400 AS received_at",
+        f"{newest.timestamp()!r}D + 60 + ({back} + {ahead}) * 86400 AS time",
+        f"date_add(DATE'2026-11-21', {back} + {ahead}) AS event_date",
+        f"CASE WHEN {bad} THEN array('bot:rate') END AS marks",
+        "'i1' AS item_id",
+    )
+    good, odd = ({"lines": 1000, "again": 500, "duplicates": one} for one in (10, 250))
+    days = (newest.date() - timedelta(days=back) for back in range(31))
+    totals = {day.isoformat(): good for day in days} | {"2026-11-22": odd}
+    found = measure(events, load_app(ROOT / "apps" / "megashop"), totals)
+    assert (found.events, sum(found.by_day.values())) == (400_000, 400_000)
+    assert found.unknown_types == {"purchse": 50}
+    assert len(found.arrived) == Quality().volume_days + 1
+    day_before = found.arrived[date(2026, 11, 20)]
+    assert +Counter(day_before) == {"events": 1000, "lines": 500, "duplicates": 10}
+    wrong = failed(judge(found, Quality(most_marked=0.04), newest.timestamp() + 3600.0))
+    assert [(one.name, one.value, one.day) for one in wrong] == [
+        (name, 0.05, "2026-11-21") for name in ("unknown_types", "marked", "future")
+    ]

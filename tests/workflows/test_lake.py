@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ def land(landing: Path, first: int, lines: Sequence[Mapping[str, object] | str],
     path.write_bytes(gzip.compress("".join(f"{line}\n" for line in placed).encode(), mtime=0))
 
 
+TODAY = date(2024, 10, 5)
+
+
 class Lake:
     """A landing zone and a lake in one folder."""
 
@@ -58,7 +61,16 @@ class Lake:
         """One run of the job; how many of what."""
         from glue_jobs.compact_events import compact
 
-        return compact(self.session, str(self.landing), **{"events_per_minute": 120.0, **changes})
+        return compact(
+            self.session, str(self.landing), **{"events_per_minute": 120.0, "today": TODAY, **changes}
+        )
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """What the runs have counted, by day."""
+        from glue_jobs.compact_events import TOTALS
+
+        rows = self.session.sql("SHOW TBLPROPERTIES lake.narrows.events").collect()
+        return dict(json.loads({row["key"]: row["value"] for row in rows}[TOTALS]))
 
     def rows(self, *columns: str, as_of: datetime | int | None = None) -> list[tuple[Any, ...]]:
         """The events as tuples of these columns, sorted."""
@@ -315,8 +327,21 @@ def test_a_run_that_dies_leaves_what_one_whole_run_would(
     assert lake.rows("event_id", "sequence") == [("a", "1"), ("b", "3")]
     assert lake.session.table("lake.narrows.quarantine").count() == 1
     assert lake.compact() == {"files": 0}
-    properties = compact_events._properties(lake.session)
-    assert json.loads(properties[compact_events.TOTALS])["duplicates"] == 1
+    assert [totals["duplicates"] for totals in lake.totals().values()] == [1]
+
+
+def test_what_runs_counted_is_kept_by_day(lake: Lake) -> None:
+    """Runs of one day add up, and a month's counts do not hide those of a day."""
+    from glue_jobs.compact_events import DAYS_OF_TOTALS
+
+    days = [TODAY + timedelta(days=later) for later in (0, 0, DAYS_OF_TOTALS - 1, DAYS_OF_TOTALS)]
+    kept = []
+    for number, day in enumerate(days):
+        land(lake.landing, 10 * number + 1, [event(f"e{number}"), event(f"e{number}")])
+        lake.compact(today=day)
+        kept.append({name: one["duplicates"] for name, one in lake.totals().items()})
+    first, *later = [day.isoformat() for day in days[1:]]
+    assert kept == [{first: 1}, {first: 2}, {first: 2, later[0]: 1}, dict.fromkeys(later, 1)]
 
 
 def test_a_killed_process_leaves_a_lake_that_the_next_one_completes(spark: Any, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,8 @@ def test_what_is_served_of_it_is_what_spark_computes(
     features = FeatureSet(app.features)
     served = serve(events, features, tmp_path)
     lake = lake_session(spark, tmp_path / "lake")
-    compact(lake, str(tmp_path / "landing/events"), events_per_minute=app.bots.events_per_minute)
+    landing, most = str(tmp_path / "landing/events"), app.bots.events_per_minute
+    compact(lake, landing, events_per_minute=most, today=date(2026, 11, 21))
     sample = read_sample(lake, str(tmp_path / "landing/decisions"), rate=1.0, at_most=1000, since=None)
     report = measure(lake, sample, features)
     assert report["rows"] > served.decisions / 2

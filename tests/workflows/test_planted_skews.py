@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def shop(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Shop:
     events = _dear(events_of(market.events(2_500, AS_OF - 20 * DAY_S, AS_OF), app))
     served = serve(events, FEATURES, root, every=20)
     session = lake_session(spark, root / "lake")
-    compact(session, str(root / "landing" / "events"), events_per_minute=120.0)
+    landing, today = str(root / "landing" / "events"), datetime.fromtimestamp(AS_OF, UTC).date()
+    compact(session, landing, events_per_minute=120.0, today=today)
     decisions = str(root / "landing" / "decisions")
     sample = read_sample(session, decisions, rate=1.0, at_most=2000, since=None)
     return Shop(session, sample, served)
