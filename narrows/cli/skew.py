@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ SHOWN = (
     "exact_share",
     "max_abs_diff",
     "first_divergence",
+    "not_compared",
     "causes",
     "left_out",
 )
@@ -96,6 +97,8 @@ def _told(report: Mapping[str, Any], folder: Path, console: Console) -> dict[str
     console.say(
         f"\n{report['values']:,} values of {report['rows']:,} decisions: {report['exact_share']:.4%} exact"
     )
+    for reason, names in _by_reason(report["not_compared"]).items():
+        console.say(f"not compared: {', '.join(names)}: {reason}")
     for cause in report["causes"]:
         console.say(
             f"{cause['cause']}: {cause['values']:,} values of {', '.join(cause['features'])}; "
@@ -106,6 +109,13 @@ def _told(report: Mapping[str, Any], folder: Path, console: Console) -> dict[str
     exact = report["exact_share"] == 1.0
     shown = {name: report[name] for name in SHOWN}
     return {**shown, "item_statistics": report["item_statistics"], "report": str(folder), "ok": exact}
+
+
+def _by_reason(left_out: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for one in left_out:
+        names.setdefault(one["reason"], []).append(one["feature"])
+    return names
 
 
 class _Jobs:

@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from narrows.events import Event
+from narrows.features.audit import columns
+from narrows.features.declarations import FeatureDeclaration
+from narrows.features.kinds import KINDS
 from narrows.features.registry import MISSING_SUFFIX, FeatureSet
+from narrows.features.scopes import scope_of
 from narrows.skew.causes import LATE_EVENT, OLD_KEY, OVERFLOW, REMEDIES, REPEATED, Cause, causes_of
 from narrows.skew.comparing import Comparison, Divergence, Row, compare
 from narrows.skew.relations import overflows
 from narrows.skew.trials import Case, Trial, rendered
 
+OF_AN_ITEM = "read from the snapshot's row of each candidate; decision records keep no values of candidates"
+NOT_RECORDED: Mapping[str, str] = MappingProxyType(
+    {
+        "item": OF_AN_ITEM,
+        "cross": f"computed from the visitor's values, which are compared, and {OF_AN_ITEM}",
+        "by": "computed by the night alone, and read by no request",
+    }
+)
+"""Why no value of these scopes can be compared."""
+OF_THE_NIGHT = "the same for every visitor; item_statistics tells how far it is from the exact value"
+NEVER_SERVED = "no sampled decision had a value of it"
 MOST_CASES = 200
 """How many diverging vectors are looked into; all are counted."""
 
@@ -30,9 +46,26 @@ def report(
         "exact_share": _defined(comparison.exact_share),
         "max_abs_diff": _defined(comparison.max_abs_diff),
         "first_divergence": _first(comparison, cases, causes, features),
+        "not_compared": _left_out(comparison, features),
         "causes": [_shown(one) for one in causes],
         "by_feature": comparison.table(),
     }
+
+
+def _left_out(comparison: Comparison, features: FeatureSet) -> list[dict[str, Any]]:
+    """Each declared feature of which nothing was compared: the model's columns that hold it, and why."""
+    return [
+        {"feature": one.name, "scope": one.scope, "columns": columns(one), "reason": _reason(one)}
+        for one in features.declarations
+        if one.name not in comparison.by_feature
+    ]
+
+
+def _reason(declaration: FeatureDeclaration) -> str:
+    scope = scope_of(declaration.scope)
+    if scope and scope.base == "item" and declaration.kind in KINDS:
+        return OF_THE_NIGHT
+    return NOT_RECORDED.get(scope.base if scope else "", NEVER_SERVED)
 
 
 def _defined(value: float) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from narrows.events import Event
 from narrows.features.declarations import FeatureDeclaration, Parameter
 from narrows.features.registry import FeatureSet
+from narrows.settings import load_app
 from narrows.skew.causes import (
     LATE_EVENT,
     NORMALISATION,
@@ -25,7 +27,7 @@ from narrows.skew.causes import (
 )
 from narrows.skew.comparing import Row, Value, compare, exact_features
 from narrows.skew.relations import overflowed, rescaled
-from narrows.skew.report import report
+from narrows.skew.report import NEVER_SERVED, NOT_RECORDED, OF_AN_ITEM, OF_THE_NIGHT, report
 from narrows.skew.trials import Case, Placed, Trial, rendered
 
 NOW = 1_790_000_000.0
@@ -231,6 +233,27 @@ def test_the_late_event_itself_is_named() -> None:
     late = [one.event for one in CASES[0].events if one.late and not one.counted]
     assert first["recommendation_id"] == "r00"
     assert first["event_id"] == min(late, key=lambda one: one.time).event_id
+
+
+def test_the_report_names_what_it_does_not_compare() -> None:
+    """Of every app each declared feature is compared or named with its columns and the reason."""
+    for app in ("megashop", "adpilot", "shopnow", "media"):
+        features = load_app(Path(__file__).parents[2] / "apps" / app).features
+        seen = {one.name: 1.0 for one in features if one.scope in ("visitor", "user", "session", "request")}
+        found = report([Row("r", NOW, seen, seen)], [], FeatureSet(features), ())
+        named = {one["feature"]: one for one in found["not_compared"]}
+        assert named.keys() == {one.name for one in features} - seen.keys()
+        assert found["features"] + len(named) == len(features)
+    megashop = load_app(Path(__file__).parents[2] / "apps" / "megashop").features
+    found = report([], [], FeatureSet(megashop), ())
+    reasons = {one["feature"]: (one["reason"], one["columns"]) for one in found["not_compared"]}
+    assert len(reasons) == len(megashop)
+    assert reasons["price_distance"] == (
+        NOT_RECORDED["cross"],
+        ["cross.price_distance", "cross.price_distance_missing"],
+    )
+    assert {reasons[one.name][0] for one in megashop if one.scope == "item"} == {OF_THE_NIGHT, OF_AN_ITEM}
+    assert reasons["views"][0] == NEVER_SERVED
 
 
 def test_whole_numbers_and_lists_are_compared_bit_for_bit() -> None:
