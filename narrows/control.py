@@ -34,3 +34,8 @@ def model_pointer(app: str) -> str:
 def snapshot_pointer(app: str) -> str:
     """The name of the pointer to an app's live item snapshot."""
     return f"snapshot#{app}"
+
+
+def model_prefix(version: str) -> str:
+    """Where a promoted model is kept."""
+    return f"models/{version}"

@@ -319,9 +319,7 @@ class _Batch:
         """What the network says of items that something is written about, or why it does not."""
         if self.encoder is None:
             return {}, {}
-        names = {name for one in upserts for name in one.values}
-        table = {name: [one.values.get(name) for one in upserts] for name in names}
-        texts = documents(table, self.catalogue) if table else [""] * len(upserts)
+        texts = item_texts([one.values for one in upserts], self.catalogue)
         said = {one.item_id: text for one, text in zip(upserts, texts, strict=True) if text.strip()}
         try:
             vectors = np.asarray(self.encoder.embed(list(said.values())), np.float32)
@@ -332,6 +330,13 @@ class _Batch:
 
     def _lost(self, upsert: ItemUpsert, reason: str) -> ItemVerdict:
         return ItemVerdict(0, upsert.item_id, "rejected", "item", reason, SEND_AGAIN)
+
+
+def item_texts(items: Sequence[Mapping[str, Any]], catalogue: Catalogue) -> list[str]:
+    """What is written about each item, given its values; "" for one about which nothing is."""
+    names = {name for values in items for name in values}
+    table = {name: [values.get(name) for values in items] for name in names}
+    return documents(table, catalogue) if table else [""] * len(items)
 
 
 def rule_changes(

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from narrows.errors import RequestRefused, StoreUnavailable
-from narrows.freshening import ItemEntry
-from narrows.item_details import written
-from narrows.retrieval import Rows
+from narrows.errors import BundleError, EncoderUnavailable, RequestRefused, StoreUnavailable
+from narrows.freshening import ItemEncoder, ItemEntry, item_texts
 from narrows.settings import Catalogue
-from narrows.snapshot import ItemSnapshot
-from narrows.sources.two_tower import TwoTower
-from narrows.vector_index import IndexGone, IndexVersions, VectorIndex
+from narrows.vector_index import HALF_BUILT, IndexGone, IndexVersions, VectorIndex, opened
 
-ROWS_AT_ONCE = 2_000
 OTHER_SIZE = "its vector has another size than the index"
 ALIKE = 10
 """From so many items on, a batch of which not one can be put in says more about us than about them."""
 
 Act = Callable[[Sequence[ItemEntry]], dict[str, str]]
 """Changes an index; item id -> why the index refused it."""
+NetworkOf = Callable[[str], ItemEncoder | None]
+"""The item network of a version, None for none; BundleError where it cannot be read."""
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """What became of a batch; `refused`: item id -> why it is not in the index.
+    """What became of a batch; `refused`: item id -> why it is not in an index.
 
-    `waiting` items have a vector of a version that has no index: whoever builds one puts them in.
+    `waiting` items are not in all indexes: there is none yet, and whoever builds one puts them in, or the
+    network of one is not to be had, and they come into it when they change.
     """
 
     upserted: int = 0
@@ -40,83 +37,78 @@ class Indexed:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def index_items(entries: Sequence[ItemEntry], versions: IndexVersions, catalogue: Catalogue) -> Indexed:
-    """Put the last state of each item into the index of its vector's version; the same again changes nothing.
+def index_items(
+    entries: Sequence[ItemEntry],
+    versions: IndexVersions,
+    catalogue: Catalogue,
+    network_of: NetworkOf,
+) -> Indexed:
+    """Put the last state of each item into every whole index; the same again changes nothing.
 
-    A deleted item, and one without a vector, is taken out of the live index. StoreUnavailable or IndexGone is
-    raised where the index does not answer or goes meanwhile, and where many items fail alike, which is no
-    fault of theirs, their error: then the batch is to be given again.
+    So the model that is about to be live, and the one to go back to, have what comes meanwhile. An item has
+    a vector of one version; of the others `network_of(version)` makes one from its text. A deleted item, and
+    one that says nothing, is taken out.
+
+    StoreUnavailable or IndexGone is raised where the index does not answer or goes meanwhile, and where many
+    items fail alike, which is no fault of theirs, their error: then the batch is to be given again.
     """
     newest = list({entry.item_id: entry for entry in entries}.values())
-    gone = [entry for entry in newest if entry.deleted or not entry.vector]
-    placed: dict[str, list[ItemEntry]] = defaultdict(list)
-    for entry in newest:
-        if entry.vector and not entry.deleted:
-            placed[entry.vector_version].append(entry)
-    refused: dict[str, str] = {}
-    upserted = waiting = 0
-    for version, items in placed.items():
-        index = _opened(versions, version)
-        if index is None:
-            waiting += len(items)
-            continue
-        found = _isolated(items, partial(_upserted, index, catalogue))
-        refused |= found
-        upserted += len(items) - len(found)
-    deleted, undeleted = _deleted(versions, gone)
-    return Indexed(upserted, deleted, waiting, refused | undeleted)
+    states = versions.states() if newest else {}
+    whole = [opened(versions, version) for version, state in states.items() if state != HALF_BUILT]
+    parts = [_indexed(index, newest, catalogue, network_of) for index in whole if index is not None]
+    if not parts:
+        return Indexed(waiting=sum(bool(entry.vector) and not entry.deleted for entry in newest))
+    refused = {item_id: why for part in parts for item_id, why in part.refused.items()}
+    upserted = {item_id for part in parts for item_id in part.upserted}
+    waiting = {item_id for part in parts for item_id in part.waiting}
+    deleted = {item_id for part in parts for item_id in part.deleted} - upserted - waiting - set(refused)
+    return Indexed(len(upserted - set(refused)), len(deleted), len(waiting), refused)
 
 
-def build_index(versions: IndexVersions, version: str, network: TwoTower, snapshot: ItemSnapshot) -> int:
-    """Make the index of a network's version, whole and live; how many items it has. Twice is once.
+@dataclass(frozen=True)
+class _Part:
+    """What became of a batch in one index, by item id."""
 
-    Items that came after the training are placed by what is written about them, as serving places them.
-    """
-    index = _opened(versions, version)
-    if index is not None:
-        versions.promote(version)
-        return len(index)
-    source = network.bind(snapshot.rows, snapshot.size)
-    later = np.flatnonzero(np.isnan(source.vectors[:, 0])).astype(np.int32)
-    later = later[snapshot.holds(later)]
-    source.place(later, written(snapshot, later.tolist()))
-    rows = np.flatnonzero(~np.isnan(source.vectors[:, 0])).astype(np.int32)
-    index = versions.create(version, network.params.dimension)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = rows[start : start + ROWS_AT_ONCE]
-        index.upsert(part, source.vectors[part], _words(index, snapshot, part))
-    index.refresh()
-    versions.promote(version)
-    return len(rows)
+    upserted: Sequence[str]
+    deleted: Sequence[str]
+    waiting: Collection[str]
+    refused: Mapping[str, str]
 
 
-def _words(index: VectorIndex, snapshot: ItemSnapshot, rows: Rows) -> dict[str, list[tuple[str, ...]]]:
-    """What searches filter by, from the snapshot's columns."""
-    columns = {"region": "regions", "category": "category_all"}
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for name, column in columns.items():
-        if name in index.filters and column in snapshot.columns:
-            words = snapshot.vocabulary(column)
-            codes = snapshot.columns[column][rows].reshape(len(rows), -1)
-            found[name] = [tuple(words[code] for code in line if code >= 0) for line in codes.tolist()]
-    return found
+def _indexed(
+    index: VectorIndex, entries: Sequence[ItemEntry], catalogue: Catalogue, network_of: NetworkOf
+) -> _Part:
+    vectors, waiting = _vectors(entries, index.version, catalogue, network_of)
+    placed = [replace(entry, vector=vectors[entry.item_id]) for entry in entries if entry.item_id in vectors]
+    gone = [entry for entry in entries if entry.item_id not in vectors and entry.item_id not in waiting]
+    refused = _isolated(placed, partial(_upserted, index, catalogue))
+    if gone:
+        refused |= _isolated(gone, partial(_taken_out, index))
+        index.refresh()
+    kept = [[one.item_id for one in part if one.item_id not in refused] for part in (placed, gone)]
+    return _Part(kept[0], kept[1], waiting, refused)
 
 
-def _opened(versions: IndexVersions, version: str | None) -> VectorIndex | None:
+def _vectors(
+    entries: Sequence[ItemEntry], version: str, catalogue: Catalogue, network_of: NetworkOf
+) -> tuple[dict[str, bytes], Collection[str]]:
+    """(item id -> its vector of this version, the items whose vector is not to be had now)."""
+    there = [entry for entry in entries if not entry.deleted]
+    vectors = {one.item_id: one.vector for one in there if one.vector and one.vector_version == version}
+    others = [one for one in there if one.item_id not in vectors]
+    texts = item_texts([one.values for one in others], catalogue)
+    said = {one.item_id: text for one, text in zip(others, texts, strict=True) if one.vector or text.strip()}
+    if not said:
+        return vectors, ()
     try:
-        return versions.open(version)
-    except IndexGone:
-        return None
-
-
-def _deleted(versions: IndexVersions, entries: Sequence[ItemEntry]) -> tuple[int, dict[str, str]]:
-    """(how many are out of the live index, item id -> why it is not)."""
-    live = _opened(versions, None) if entries else None
-    if live is None:
-        return 0, {}
-    refused = _isolated(entries, partial(_taken_out, live))
-    live.refresh()
-    return len(entries) - len(refused), refused
+        network = network_of(version)
+        if network is None:
+            return vectors, said
+        found = np.asarray(network.embed(list(said.values())), np.float32)
+    except (BundleError, EncoderUnavailable):  # for as long as it takes no other index may be held up
+        return vectors, said
+    made = {item_id: one.tobytes() for item_id, one in zip(said, found, strict=True) if one.any()}
+    return vectors | made, ()
 
 
 def _isolated(entries: Sequence[ItemEntry], act: Act) -> dict[str, str]:

@@ -17,6 +17,7 @@ Attributes = Mapping[str, Sequence[Sequence[str]]]
 """Filter -> for each vector the values that it has: `{"region": [("DE", "AT"), ("US",)], ...}`."""
 NO_ATTRIBUTES: Attributes = MappingProxyType({})
 MOST_RESULTS = 10_000
+LIVE, WHOLE, HALF_BUILT = "live", "whole", "half built"
 IS_LIVE = "it is the live one; promote another before it is dropped"
 IS_WHOLE = "it is finished; change it by upsert and delete, or drop it first"
 
@@ -116,8 +117,19 @@ class IndexVersions(Protocol):
         IndexGone says what there is instead, where it is absent or half built.
         """
 
+    def states(self) -> Mapping[str, str]:
+        """By version `LIVE`, `WHOLE` (it can be opened) or `HALF_BUILT`."""
+
     def drop(self, version: str) -> None:
         """Delete one that is not live; InvalidInput for the live one; nothing happens where there is none."""
+
+
+def opened(versions: IndexVersions, version: str) -> VectorIndex | None:
+    """The index of that version; None where it is absent or half built."""
+    try:
+        return versions.open(version)
+    except IndexGone:
+        return None
 
 
 def absent(version: str | None, there: Mapping[str, str]) -> IndexGone:

@@ -167,11 +167,21 @@ class IngestStack(cdk.Stack):
 
     def _index_items(self, search: Search) -> Function:
         """Only where vectors lie in OpenSearch; in the embedded tier each process has them in memory."""
-        environment = {"APP": self._app, **search.variables()}
-        function = self._function("index_items", environment, timeout_s=120, memory_mb=1024)
+        data = self._data
+        environment = {"APP": self._app, "BUCKET": data.bucket.bucket_name, **search.variables()}
+        function = self._function(
+            "index_items",
+            environment,
+            timeout_s=120,
+            memory_mb=1769,
+            scratch_mb=2048,
+            code=reading_code(self._config),
+        )
         search.allow_change(function)
+        allow_endpoint(function.role, self._config)
+        allow_objects(function.role, data.bucket, data.key, read=["models"])
         consumption = Consumption(500, 1, attempts=None, max_age_s=20 * 3600)
-        self._consume("IndexItemsFromItems", function, self._data.items, consumption)
+        self._consume("IndexItemsFromItems", function, data.items, consumption)
         return function
 
     def _function(

@@ -93,7 +93,7 @@ class TrainingStack(cdk.Stack):
                 "APP": self._config.app.name,
                 "BUCKET": data.bucket.bucket_name,
                 "CONTROL_TABLE": data.control.table_name,
-                **(search.variables() if search else {}),
+                **({**search.variables(), "ITEM_WINDOW_S": str(self._stage.item_window_s)} if search else {}),
             },
             timeout_s=900 if search else 300,
             memory_mb=1024,

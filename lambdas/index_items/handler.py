@@ -9,8 +9,12 @@ from typing import Any
 
 from aws_lambda_powertools import Logger
 
+from narrows.adapters.aws import client
+from narrows.adapters.item_encoder import KeptEncoders
 from narrows.adapters.items import readable_entries_of
 from narrows.adapters.opensearch_versions import index_versions
+from narrows.adapters.s3 import S3Objects
+from narrows.adapters.text_encoders import text_encoder
 from narrows.indexing import index_items
 from narrows.settings import environment, load_app
 
@@ -20,6 +24,7 @@ class Settings:
     """The variables of this function."""
 
     app: str
+    bucket: str
     search_url: str
     search_name: str
     search_engine: str
@@ -35,6 +40,8 @@ VERSIONS = index_versions(
     engine=SETTINGS.search_engine,
     region=SETTINGS.aws_region,
 )
+S3 = client("s3", read_timeout_s=20, connect_timeout_s=1, attempts=2)
+NETWORKS = KeptEncoders(S3Objects(S3, SETTINGS.bucket).get, text_encoder(APP.text_vectors))
 LOGGER = Logger(service="index_items")
 
 
@@ -44,7 +51,7 @@ def handler(event: dict[str, Any], _: Any) -> None:
     So nothing else may raise: an item that cannot be indexed is refused, and told.
     """
     entries, unreadable = readable_entries_of(event)
-    indexed = index_items(entries, VERSIONS, APP.catalogue)
+    indexed = index_items(entries, VERSIONS, APP.catalogue, NETWORKS.of)
     refused = {**indexed.refused, **unreadable}
     if refused or indexed.waiting:
         told = {"refused": dict(list(refused.items())[:5]), "count": len(refused), "waiting": indexed.waiting}

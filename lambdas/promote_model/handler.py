@@ -30,6 +30,7 @@ class Settings:
     search_url: str = ""
     search_name: str = ""
     search_engine: str = ""
+    item_window_s: int = 0
 
 
 SETTINGS = environment(Settings, os.environ)
@@ -40,7 +41,8 @@ CONTROL = DynamoControlTable(
     SETTINGS.control_table, region=SETTINGS.aws_region, connect_timeout_s=1, read_timeout_s=5
 )
 SEARCH = (SETTINGS.search_url, SETTINGS.search_name, SETTINGS.search_engine, SETTINGS.aws_region)
-INDEX = IndexBuilder(APP, versions_of(APP, *SEARCH), CONTROL, S3Objects(S3, SETTINGS.bucket))
+VERSIONS, OBJECTS = versions_of(APP, *SEARCH), S3Objects(S3, SETTINGS.bucket)
+INDEX = IndexBuilder(APP, VERSIONS, CONTROL, OBJECTS, SETTINGS.item_window_s)
 
 
 def handler(event: dict[str, Any], _: Any) -> dict[str, Any]:

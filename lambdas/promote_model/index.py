@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
 from narrows.adapters.control import DynamoControlTable
@@ -10,19 +12,31 @@ from narrows.adapters.opensearch_versions import index_versions
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.snapshots import LiveSnapshot, SnapshotCopy
 from narrows.adapters.text_encoders import text_encoder
-from narrows.indexing import build_index
+from narrows.errors import StoreUnavailable
+from narrows.index_building import build_index
 from narrows.settings import App
+from narrows.snapshot import ItemSnapshot
 from narrows.sources import two_tower
 from narrows.vector_index import IndexVersions
+
+PUBLISHING_S = 5.0
+"""How long after its window a change is published at the latest, as a rule."""
 
 
 class IndexBuilder:
     """Builds the index of a candidate that has an item network, from the live catalogue's items."""
 
     def __init__(
-        self, app: App, versions: IndexVersions | None, control: DynamoControlTable, objects: S3Objects
+        self,
+        app: App,
+        versions: IndexVersions | None,
+        control: DynamoControlTable,
+        objects: S3Objects,
+        item_window_s: int,
     ) -> None:
+        """Changes of items are gathered for `item_window_s` before they are published."""
         self._app, self._versions, self._control, self._objects = app, versions, control, objects
+        self._published_s = item_window_s + PUBLISHING_S
 
     def build(self, directory: Path, version: str) -> None:
         """Nothing without an index, an item network or a catalogue; StoreUnavailable where it cannot."""
@@ -31,10 +45,18 @@ class IndexBuilder:
             return
         with tempfile.TemporaryDirectory() as scratch:
             copy = SnapshotCopy(Path(scratch), self._objects.download, self._objects.get)
-            snapshot = LiveSnapshot(self._app, self._control, copy).current()
-            if snapshot is not None:
+            live = LiveSnapshot(self._app, self._control, copy)
+            if live.current() is not None:
                 network = two_tower.load(file).reading(text_encoder(self._app.text_vectors))
-                build_index(self._versions, version, network, snapshot)
+                wait = partial(time.sleep, self._published_s)
+                build_index(self._versions, version, network, partial(_newest, live), wait)
+
+
+def _newest(live: LiveSnapshot) -> ItemSnapshot:
+    snapshot = live.current()
+    if snapshot is None:
+        raise StoreUnavailable("the catalogue's pointer is gone; promote again when it is back")
+    return snapshot
 
 
 def versions_of(app: App, url: str, name: str, engine: str, region: str) -> IndexVersions | None:

@@ -8,12 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from narrows.control import ControlTable, Pointer, model_pointer
+from narrows.control import ControlTable, Pointer, model_pointer, model_prefix
 from narrows.errors import BundleError
 from narrows.ranking import MANIFEST, read_manifest
 from narrows.retrieval import Floats
 from narrows.sources import two_tower
 from narrows.text_vectors import TextEncoder
+
+Get = Callable[[str], bytes | None]
+MOST_KEPT = 3
+"""The live one's, its predecessor's, and one that is about to be live."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,7 @@ class LiveEncoder:
         self,
         app: str,
         control: ControlTable,
-        get: Callable[[str], bytes | None],
+        get: Get,
         text_encoder: TextEncoder | None = None,
     ) -> None:
         """`text_encoder` is the one that the app asks for, if not for words."""
@@ -55,21 +59,41 @@ class LiveEncoder:
         return self._encoder
 
     def _loaded(self, pointer: Pointer) -> BundleEncoder | None:
-        with tempfile.TemporaryDirectory() as scratch:
-            manifest = self._copied(pointer, MANIFEST, Path(scratch))
-            files = read_manifest(manifest.parent, verify=False).files
-            if two_tower.FILE not in files:
-                return None
-            network = self._copied(pointer, two_tower.FILE, Path(scratch))
-            if hashlib.sha256(network.read_bytes()).hexdigest() != files[two_tower.FILE]:
-                raise BundleError(
-                    f"{pointer.prefix}/{two_tower.FILE} differs from its manifest; promote again"
-                )
-            return BundleEncoder(pointer.version, two_tower.load(network).reading(self._text_encoder))
+        return _loaded(pointer.version, pointer.prefix, self._get, self._text_encoder)
 
-    def _copied(self, pointer: Pointer, file: str, folder: Path) -> Path:
-        data = self._get(f"{pointer.prefix}/{file}")
-        if data is None:
-            raise BundleError(f"{pointer.prefix}/{file} is not there; promote the model again")
-        (folder / file).write_bytes(data)
-        return folder / file
+
+class KeptEncoders:
+    """The encoders of promoted models by version, each loaded once."""
+
+    def __init__(self, get: Get, text_encoder: TextEncoder | None = None) -> None:
+        self._get = get
+        self._text_encoder = text_encoder
+        self._encoders: dict[str, BundleEncoder | None] = {}
+
+    def of(self, version: str) -> BundleEncoder | None:
+        """None where the model has no item network; BundleError where there is none, or a damaged one."""
+        if version not in self._encoders:
+            found = _loaded(version, model_prefix(version), self._get, self._text_encoder)
+            newest = list(self._encoders.items())[1 - MOST_KEPT :]
+            self._encoders = {**dict(newest), version: found}
+        return self._encoders[version]
+
+
+def _loaded(version: str, prefix: str, get: Get, text_encoder: TextEncoder | None) -> BundleEncoder | None:
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = _copied(prefix, MANIFEST, get, Path(scratch))
+        files = read_manifest(manifest.parent, verify=False).files
+        if two_tower.FILE not in files:
+            return None
+        network = _copied(prefix, two_tower.FILE, get, Path(scratch))
+        if hashlib.sha256(network.read_bytes()).hexdigest() != files[two_tower.FILE]:
+            raise BundleError(f"{prefix}/{two_tower.FILE} differs from its manifest; promote again")
+        return BundleEncoder(version, two_tower.load(network).reading(text_encoder))
+
+
+def _copied(prefix: str, file: str, get: Get, folder: Path) -> Path:
+    data = get(f"{prefix}/{file}")
+    if data is None:
+        raise BundleError(f"{prefix}/{file} is not there; promote the model again")
+    (folder / file).write_bytes(data)
+    return folder / file

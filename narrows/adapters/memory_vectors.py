@@ -13,9 +13,12 @@ from narrows.retrieval import Floats, Rows
 from narrows.vector_index import (
     EVERYTHING,
     FILTERS,
+    HALF_BUILT,
     IS_LIVE,
     IS_WHOLE,
+    LIVE,
     NO_ATTRIBUTES,
+    WHOLE,
     Attributes,
     Neighbours,
     VectorIndex,
@@ -108,13 +111,13 @@ class MemoryIndexVersions:
             index = self._building.pop(version, None)
             index = self._whole.get(version) if index is None else index  # an empty one is false
             if index is None:
-                raise absent(version, self._states())
+                raise absent(version, self.states())
             self._whole[version] = self._live = index
 
     def open(self, version: str | None = None) -> VectorIndex:
         index = self._live if version is None else self._whole.get(version)
         if index is None:
-            raise absent(version, self._states())
+            raise absent(version, self.states())
         return index
 
     def drop(self, version: str) -> None:
@@ -124,7 +127,7 @@ class MemoryIndexVersions:
             self._whole.pop(version, None)
             self._building.pop(version, None)
 
-    def _states(self) -> dict[str, str]:
-        live = self._live.version if self._live else None
-        whole = {version: "live" if version == live else "whole" for version in self._whole}
-        return {**whole, **dict.fromkeys(self._building, "half built")}
+    def states(self) -> dict[str, str]:
+        live = self._live.version if self._live is not None else None
+        whole = {version: LIVE if version == live else WHOLE for version in self._whole}
+        return {**whole, **dict.fromkeys(self._building, HALF_BUILT)}

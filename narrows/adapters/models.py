@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from narrows.adapters.s3 import S3Objects, split_uri
+from narrows.control import model_prefix
 from narrows.errors import BundleError
 
 ARCHIVE = ".tar.gz"
@@ -37,7 +38,7 @@ class S3ModelFolders:
         unpack(data, directory)
 
     def keep(self, directory: Path, version: str) -> str:
-        prefix = f"models/{version}"
+        prefix = model_prefix(version)
         self._kept.upload(directory, prefix)
         return prefix
 

@@ -28,10 +28,9 @@ from narrows.adapters.opensearch import (
 )
 from narrows.errors import InvalidInput
 from narrows.index_settings import Engine, IndexSettings
-from narrows.vector_index import IS_LIVE, IS_WHOLE, VectorIndex, absent
+from narrows.vector_index import HALF_BUILT, IS_LIVE, IS_WHOLE, LIVE, WHOLE, VectorIndex, absent
 
 FRESH_REFRESH, MAIN_REFRESH, NO_REFRESH = "1s", "5s", "-1"
-HALF_BUILT = "half built"
 OPENING_S = 3.0
 """A process that refreshes what it serves opens its index as it goes, and must not wait for a dead server."""
 
@@ -62,7 +61,7 @@ class OpenSearchIndexVersions:
 
     def create(self, version: str, dimension: int) -> VectorIndex:
         state = self._there().states.get(version)
-        if state in ("whole", "live"):
+        if state in (WHOLE, LIVE):
             raise InvalidInput("version", version, IS_WHOLE)
         if state:
             self._delete(version)
@@ -96,7 +95,7 @@ class OpenSearchIndexVersions:
         actions = [
             {"remove": {"index": f"{self._base(other)}-*", "alias": alias}}
             for other, state in there.states.items()
-            if state == "live"
+            if state == LIVE
         ]
         actions += [{"add": {"index": part, "alias": alias}} for part in parts]
         often = {"index": {"refresh_interval": MAIN_REFRESH}}
@@ -106,15 +105,18 @@ class OpenSearchIndexVersions:
 
     def open(self, version: str | None = None) -> VectorIndex:
         there = self._there(OPENING_S)
-        named = {name for name, state in there.states.items() if state == "live"}
+        named = {name for name, state in there.states.items() if state == LIVE}
         wanted = next(iter(named), None) if version is None else version
         if wanted is None or there.states.get(wanted, HALF_BUILT) == HALF_BUILT:
             raise absent(version, there.states)
         return self._index(there.meta[wanted])
 
+    def states(self) -> Mapping[str, str]:
+        return self._there().states
+
     def drop(self, version: str) -> None:
         states = self._there().states
-        if states.get(version) == "live":
+        if states.get(version) == LIVE:
             raise InvalidInput("version", version, IS_LIVE)
         if version in states:
             self._delete(version)
@@ -141,7 +143,7 @@ class OpenSearchIndexVersions:
             parts[version] += 1
             described[version] = meta
             live = f"{self._name}-live" in one.get("aliases", {})
-            states[version] = "live" if live else "whole" if meta["whole"] else HALF_BUILT
+            states[version] = LIVE if live else WHOLE if meta["whole"] else HALF_BUILT
         broken = {version: HALF_BUILT for version, count in parts.items() if count < 2}
         return _There(states | broken, described)
 
@@ -189,7 +191,7 @@ class OpenSearchIndexVersions:
 
 @dataclass(frozen=True)
 class _There:
-    """By version: "live", "whole" or "half built", and what its mapping says of it."""
+    """By version its state, and what its mapping says of it."""
 
     states: Mapping[str, str]
     meta: Mapping[str, Mapping[str, Any]]

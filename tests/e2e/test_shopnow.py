@@ -30,7 +30,7 @@ from narrows.cli.console import Progress
 from narrows.cli.deployment import Deployment
 from narrows.cli.tastes import Tastes
 from narrows.control import model_pointer
-from narrows.indexing import build_index
+from narrows.index_building import build_index
 from narrows.market_tables import MarketPlan, tables_of
 from narrows.settings import App, load_app
 from narrows.simulator import Market
@@ -105,7 +105,12 @@ def _publish(found: list[IndexVersions], app: App, market: Market, home: Path, c
     )
     snapshot = LiveSnapshot(app, control, copy).current()
     assert snapshot is not None
-    assert build_index(versions, FIRST, two_tower.load(home / "model" / two_tower.FILE), snapshot) > 500
+    assert (
+        build_index(
+            versions, FIRST, two_tower.load(home / "model" / two_tower.FILE), lambda: snapshot, lambda: None
+        )
+        > 500
+    )
     objects.upload(home / "model", f"models/{FIRST}")
     cloud.move(model_pointer(APP), f"models/{FIRST}", FIRST, None)
     found.append(versions)

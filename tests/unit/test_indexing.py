@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 from narrows import networks
 from narrows.adapters.items import readable_entries_of
 from narrows.adapters.memory_vectors import MemoryIndexVersions
-from narrows.errors import InvalidInput, RequestRefused, StoreUnavailable
+from narrows.errors import BundleError, EncoderUnavailable, InvalidInput, RequestRefused, StoreUnavailable
 from narrows.freshening import ItemEntry
-from narrows.indexing import ALIKE, OTHER_SIZE, build_index, index_items
+from narrows.index_building import build_index
+from narrows.indexing import ALIKE, OTHER_SIZE, index_items
 from narrows.retrieval import Floats, Rows
 from narrows.settings import load_app
-from narrows.snapshot import ItemSnapshot, open_base, write_base
+from narrows.snapshot import ItemSnapshot, open_base, write_base, write_delta
 from narrows.sources import two_tower
 from narrows.sources.two_tower import TwoTower
 from narrows.text_vectors import fit_hashed_words
@@ -40,6 +42,20 @@ def versions() -> MemoryIndexVersions:
     return made
 
 
+def no_network(version: str) -> None:
+    """No model but the one that made the vectors."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A network to which a text is its length, and the version."""
+
+    version: str
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        return np.asarray([[len(text), 0 if self.version == "m1" else 1] for text in texts], np.float32)
+
+
 def found(index: VectorIndex, where: Where | None = None) -> list[int]:
     rows = index.search(np.ones(2, np.float32), 5, where or Where()).rows[0]
     return [row for row in rows.tolist() if row >= 0]
@@ -51,7 +67,7 @@ def test_items_are_found_with_what_they_are_filtered_by(versions: MemoryIndexVer
         entry("a", 3, [1, 1], regions=["DE", "AT"], category=["shoes"]),
         entry("b", 4, [2, 2], regions=["US"]),
     ]
-    assert index_items(batch, versions, CATALOGUE).upserted == 2
+    assert index_items(batch, versions, CATALOGUE, no_network).upserted == 2
     index = versions.open("m1")
     assert found(index) == [4, 3]
     assert found(index, Where({"region": frozenset({"AT"})})) == [3]
@@ -62,35 +78,75 @@ def test_the_last_state_counts_and_the_same_again_changes_nothing(versions: Memo
     """Lambda may deliver a batch twice, and an item may change several times in one."""
     batch = [entry("a", 3, [1, 1]), entry("b", 4, [2, 2]), entry("a", 3, [5, 5])]
     for _ in range(2):
-        assert index_items(batch, versions, CATALOGUE).upserted == 2
+        assert index_items(batch, versions, CATALOGUE, no_network).upserted == 2
         assert found(versions.open()) == [3, 4]
 
 
 def test_what_is_gone_is_found_no_more(versions: MemoryIndexVersions) -> None:
     """Deleted, or without a vector now because its text is gone."""
-    index_items([entry("a", 3, [1, 1]), entry("b", 4, [2, 2]), entry("c", 5, [3, 3])], versions, CATALOGUE)
+    index_items(
+        [entry("a", 3, [1, 1]), entry("b", 4, [2, 2]), entry("c", 5, [3, 3])], versions, CATALOGUE, no_network
+    )
     gone = ItemEntry("a", 3, 2, deleted=True)
-    assert index_items([gone, entry("b", 4, [])], versions, CATALOGUE).deleted == 2
+    assert index_items([gone, entry("b", 4, [])], versions, CATALOGUE, no_network).deleted == 2
     assert found(versions.open()) == [5]
 
 
 def test_vectors_of_other_versions_never_meet(versions: MemoryIndexVersions) -> None:
-    """A vector of a network that has no index yet waits for whoever builds it; of an older one goes there."""
+    """Without the other networks each vector is in the index of its own version, and the item waits."""
     versions.create("m2", 2)
     versions.promote("m2")
     indexed = index_items(
         [entry("a", 3, [1, 1], "m1"), entry("b", 4, [1, 1], "m2"), entry("c", 5, [1, 1], "m3")],
         versions,
         CATALOGUE,
+        no_network,
     )
-    assert (indexed.upserted, indexed.waiting) == (2, 1)
+    assert (indexed.upserted, indexed.waiting) == (2, 3)
     assert (found(versions.open("m1")), found(versions.open("m2"))) == ([3], [4])
+
+
+def test_every_whole_index_has_every_item(versions: MemoryIndexVersions) -> None:
+    """The next model's, before the pointer moves to it, and the former one's, for the day it moves back."""
+    versions.create("m2", 2)
+    versions.promote("m2")
+    versions.create("m3", 2)
+    batch = [
+        entry("a", 3, [1, 1], "m1", title="red shoes"),
+        entry("b", 4, [1, 1], "m2", title="tea"),
+        entry("c", 5, [], title="green tea"),
+        entry("d", 6, []),
+    ]
+    indexed = index_items(batch, versions, CATALOGUE, Reading)
+    assert (indexed.upserted, indexed.waiting, indexed.deleted) == (3, 0, 1)
+    for version, one in (("m1", [5, 4, 3]), ("m2", [3, 5, 4])):
+        assert found(versions.open(version)) == one
+    gone = [ItemEntry("a", 3, 2, {"title": "red shoes"}, deleted=True)]
+    assert index_items(gone, versions, CATALOGUE, Reading).deleted == 1
+    for version in ("m1", "m2"):
+        assert found(versions.open(version)) == [5, 4]
+
+
+@pytest.mark.parametrize("error", [BundleError("damaged"), EncoderUnavailable("away")])
+def test_a_network_that_cannot_be_had_holds_up_no_other(
+    versions: MemoryIndexVersions, error: Exception
+) -> None:
+    """The item is in the index of its own vector, and told as waiting for the other one's."""
+    versions.create("m2", 2)
+    versions.promote("m2")
+
+    def damaged(version: str) -> None:
+        raise error
+
+    indexed = index_items([entry("a", 3, [1, 1], "m1", title="tea")], versions, CATALOGUE, damaged)
+    assert (indexed.upserted, indexed.waiting) == (1, 1)
+    assert (found(versions.open("m1")), found(versions.open("m2"))) == ([3], [])
 
 
 def test_a_vector_that_does_not_fit_is_told_and_the_others_go_on(versions: MemoryIndexVersions) -> None:
     """Of another size, or with a number that is none."""
     batch = [entry("long", 3, [1, 1, 1]), entry("nan", 4, [float("nan"), 1]), entry("good", 5, [1, 1])]
-    indexed = index_items(batch, versions, CATALOGUE)
+    indexed = index_items(batch, versions, CATALOGUE, no_network)
     assert indexed.upserted == 1
     assert indexed.refused["long"] == OTHER_SIZE
     assert "finite" in indexed.refused["nan"]
@@ -101,7 +157,7 @@ def test_one_item_that_nobody_foresaw_does_not_keep_the_others_out(versions: Mem
     """Only a server that is away may fail a batch: everything else would hold up the stream."""
     batch = [entry(name, row, [1, 1]) for row, name in enumerate("abcde", start=1)]
     batch[2] = entry("c", 3, [1, 1], regions=7)
-    indexed = index_items(batch, versions, CATALOGUE)
+    indexed = index_items(batch, versions, CATALOGUE, no_network)
     assert indexed.upserted == 4
     assert list(indexed.refused) == ["c"]
     assert indexed.refused["c"].startswith("TypeError: ")
@@ -110,9 +166,9 @@ def test_one_item_that_nobody_foresaw_does_not_keep_the_others_out(versions: Mem
 
 def test_a_deletion_that_cannot_be_made_does_not_keep_the_others_out(versions: MemoryIndexVersions) -> None:
     """A row that no index can have is refused as an upsert, and as a deletion too."""
-    index_items([entry("a", 3, [1, 1]), entry("b", 4, [2, 2])], versions, CATALOGUE)
+    index_items([entry("a", 3, [1, 1]), entry("b", 4, [2, 2])], versions, CATALOGUE, no_network)
     gone = [ItemEntry("odd", 2**31, 1, deleted=True), ItemEntry("a", 3, 2, deleted=True)]
-    indexed = index_items(gone, versions, CATALOGUE)
+    indexed = index_items(gone, versions, CATALOGUE, no_network)
     assert (indexed.deleted, list(indexed.refused)) == (1, ["odd"])
     assert found(versions.open()) == [4]
 
@@ -121,8 +177,8 @@ def test_where_all_of_many_fail_alike_the_batch_is_to_come_again(versions: Memor
     """Then the fault is ours, and the items must not be given up for it."""
     batch = [entry(f"i{row}", row, [1, 1], regions=7) for row in range(1, ALIKE + 1)]
     with pytest.raises(TypeError):
-        index_items(batch, versions, CATALOGUE)
-    assert len(index_items(batch[1:], versions, CATALOGUE).refused) == ALIKE - 1
+        index_items(batch, versions, CATALOGUE, no_network)
+    assert len(index_items(batch[1:], versions, CATALOGUE, no_network).refused) == ALIKE - 1
 
 
 def test_a_request_that_the_server_refuses_is_not_a_server_that_is_away() -> None:
@@ -145,7 +201,7 @@ def test_a_request_that_the_server_refuses_is_not_a_server_that_is_away() -> Non
     versions.create("m1", 2)
     versions.promote("m1")
     batch = [entry(f"i{row}", row, [1, 1]) for row in range(1, 8)]
-    indexed = index_items(batch, versions, CATALOGUE)
+    indexed = index_items(batch, versions, CATALOGUE, no_network)
     assert (indexed.upserted, list(indexed.refused)) == (6, ["i4"])
 
 
@@ -165,9 +221,12 @@ def test_before_the_first_index_nothing_is_lost() -> None:
     """Without any index items wait, deletions have nothing to do, and an empty batch neither."""
     none = MemoryIndexVersions()
     assert (
-        index_items([entry("a", 3, [1, 1]), ItemEntry("b", 4, 1, deleted=True)], none, CATALOGUE).waiting == 1
+        index_items(
+            [entry("a", 3, [1, 1]), ItemEntry("b", 4, 1, deleted=True)], none, CATALOGUE, no_network
+        ).waiting
+        == 1
     )
-    assert index_items([], none, CATALOGUE).upserted == 0
+    assert index_items([], none, CATALOGUE, no_network).upserted == 0
 
 
 @pytest.fixture
@@ -178,8 +237,12 @@ def snapshot(tmp_path: Path) -> ItemSnapshot:
         "regions": np.asarray([[0, 1], [1, -1], [-1, -1], [0, -1]], np.int32),
     }
     words = {"regions": ("AT", "DE")}
-    write_base(tmp_path, ["a", "b", "new", "mute"], columns, version="s1", spare=0, vocabularies=words)
+    write_base(tmp_path, ["a", "b", "new", "mute"], columns, version="s1", spare=2, vocabularies=words)
     return open_base(tmp_path)
+
+
+def nothing() -> None:
+    """Waits for nothing."""
 
 
 def network() -> TwoTower:
@@ -201,14 +264,59 @@ def network() -> TwoTower:
 def test_a_networks_index_is_whole_before_it_is_live(snapshot: ItemSnapshot) -> None:
     """What it was trained on, and what came since by its text; an item without either is not in it."""
     versions = MemoryIndexVersions()
-    assert build_index(versions, "m1", network(), snapshot) == 3
+    assert build_index(versions, "m1", network(), lambda: snapshot, nothing) == 3
     index = versions.open("m1")
     first = index.search(np.asarray([1, 0, 0], np.float32), 4)
     assert set(first.rows[0].tolist()) == {0, 1, 2, -1}
     assert versions.open() is index
     sold = index.search(np.asarray([1, 0, 0], np.float32), 4, Where({"region": frozenset({"AT"})}))
     assert [row for row in sold.rows[0].tolist() if row >= 0] == [0]
-    assert build_index(versions, "m1", network(), snapshot) == 3
+    assert build_index(versions, "m1", network(), lambda: snapshot, nothing) == 3
+
+
+class Changing:
+    """A catalogue of which a change is published while one waits for it, and another one after."""
+
+    def __init__(self, snapshot: ItemSnapshot, folder: Path) -> None:
+        self.snapshot, self.folder = snapshot, folder
+        self.changes: list[tuple[list[str], list[bytes], list[list[int]]]] = [
+            (["new", "late", "a"], [b"", b"red tea", b"red shoes"], [[0, -1], [0, -1], [1, -1]]),
+            (["later"], [b"shoes"], [[-1, -1]]),
+        ]
+
+    def newest(self) -> ItemSnapshot:
+        return self.snapshot
+
+    def wait(self) -> None:
+        if self.changes:
+            ids, titles, regions = self.changes.pop(0)
+            path = self.folder / f"delta-{len(self.changes)}.npz"
+            columns = {"title": np.asarray(titles), "regions": np.asarray(regions, np.int32)}
+            words = {"regions": ("AT", "DE")}
+            write_delta(path, self.snapshot, ids, columns, version=path.stem, vocabularies=words)
+            self.snapshot = self.snapshot.apply(path)
+
+
+def test_what_changes_while_an_index_is_built_is_in_it(snapshot: ItemSnapshot, tmp_path: Path) -> None:
+    """New items, other regions, and a text that is gone; until nothing is different any more."""
+    versions = MemoryIndexVersions()
+    catalogue = Changing(snapshot, tmp_path)
+    assert build_index(versions, "m1", network(), catalogue.newest, catalogue.wait) == 4
+    index = versions.open("m1")
+    assert set(index.search(np.ones(3, np.float32), 4).rows[0].tolist()) == {0, 1, 4, 5}
+    sold = index.search(np.ones(3, np.float32), 4, Where({"region": frozenset({"AT"})}))
+    assert [row for row in sold.rows[0].tolist() if row >= 0] == [4]
+
+
+def test_an_index_that_was_left_behind_is_filled_again(snapshot: ItemSnapshot, tmp_path: Path) -> None:
+    """It was whole before, and nobody knows what it missed."""
+    versions = MemoryIndexVersions()
+    build_index(versions, "m1", network(), lambda: snapshot, nothing)
+    catalogue = Changing(snapshot, tmp_path)
+    catalogue.wait()
+    assert build_index(versions, "m1", network(), catalogue.newest, nothing) == 3
+    rows = versions.open("m1").search(np.ones(3, np.float32), 4).rows[0].tolist()
+    assert set(rows) == {0, 1, 4, -1}
 
 
 def test_an_index_that_is_away_fails_the_batch(
@@ -221,4 +329,4 @@ def test_an_index_that_is_away_fails_the_batch(
 
     monkeypatch.setattr(versions, "open", away)
     with pytest.raises(StoreUnavailable):
-        index_items([entry("a", 3, [1, 1])], versions, CATALOGUE)
+        index_items([entry("a", 3, [1, 1])], versions, CATALOGUE, no_network)

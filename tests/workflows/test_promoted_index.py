@@ -6,8 +6,9 @@ import io
 import itertools
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from narrows.adapters.bundle import Serving, parts_of
 from narrows.adapters.control import DynamoControlTable
+from narrows.adapters.item_encoder import KeptEncoders
 from narrows.adapters.opensearch import connect
 from narrows.adapters.opensearch_versions import OpenSearchIndexVersions, index_versions
 from narrows.adapters.refreshing import Cellar, Live
@@ -23,6 +25,8 @@ from narrows.adapters.snapshots import SnapshotCopy
 from narrows.adapters.tables import write_training_data
 from narrows.control import Pointer, model_pointer, snapshot_pointer
 from narrows.errors import StoreUnavailable
+from narrows.freshening import ItemEntry
+from narrows.indexing import Indexed, index_items
 from narrows.settings import load_app
 from narrows.snapshot import write_base
 from narrows.sources.two_tower import TwoTowerSource
@@ -66,16 +70,27 @@ class Region:
             APP.index, url=node.url, name=self.name, engine="lucene", search_s=20.0
         )
 
-    def publish(self) -> None:
-        """The catalogue of the training, and an item that came after it."""
-        ids = [*CATALOGUE["item_id"], NEW]
-        titles = np.asarray([one.encode() for one in (*CATALOGUE["title"], CATALOGUE["title"][0])])
-        write_base(self.folder / "made", ids, {"title": titles}, version="s1", spare=3)
-        self.objects.upload(self.folder / "made", "snapshots/s1")
-        self.control.move(snapshot_pointer("shopnow"), Pointer("s1", "snapshots/s1", 1.0), expected=None)
+    def publish(self, version: str = "s1", later: Sequence[str] = (NEW,), former: str | None = None) -> None:
+        """The catalogue of the training, and items that came after it."""
+        ids, titles = (
+            [*CATALOGUE["item_id"], *later],
+            [*CATALOGUE["title"], *CATALOGUE["title"][: len(later)]],
+        )
+        columns = {"title": np.asarray([one.encode() for one in titles])}
+        write_base(self.folder / version, ids, columns, version=version, spare=3)
+        self.objects.upload(self.folder / version, f"snapshots/{version}")
+        pointer = Pointer(version, f"snapshots/{version}", 1.0)
+        self.control.move(snapshot_pointer("shopnow"), pointer, expected=former)
 
-    def promote(self, bundle: Path, version: str, score: float, url: str = "") -> dict[str, Any]:
-        """What the workflow's last step answers."""
+    def promote(
+        self,
+        bundle: Path,
+        version: str,
+        score: float,
+        url: str = "",
+        meanwhile: Callable[[ModuleType], object] = lambda function: None,
+    ) -> dict[str, Any]:
+        """What the workflow's last step answers; `meanwhile` something comes in between."""
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
             archive.add(bundle, ".")
@@ -88,7 +103,9 @@ class Region:
             "SEARCH_URL": url or self.url, "SEARCH_NAME": self.name, "SEARCH_ENGINE": "lucene",
             "AWS_REGION": REGION,
         }  # fmt: skip
+        self.monkeypatch.setattr("lambdas.promote_model.index.PUBLISHING_S", 0.0)
         function = cold_start("promote_model", self.monkeypatch, variables)
+        meanwhile(function)
         address = f"s3://{self.objects.bucket}/jobs"
         event = {
             "candidate": f"{address}/model.tar.gz",
@@ -96,6 +113,16 @@ class Region:
             "version": version,
         }
         return dict(function.handler({**event, "version": version}, CONTEXT))
+
+    def items(self, *entries: ItemEntry) -> Indexed:
+        """What `index_items` does with a batch."""
+        return index_items(entries, self.versions, APP.catalogue, KeptEncoders(self.objects.get).of)
+
+    def finds(self, version: str, row: int) -> bool:
+        """Whether an index has the row."""
+        index = self.versions.open(version)
+        index.refresh()
+        return row in index.search(np.ones((1, index.dimension), np.float32), len(index)).rows[0].tolist()
 
     def live(self) -> Live:
         """What the pointers say."""
@@ -156,6 +183,43 @@ def test_the_next_model_takes_over_with_an_index_of_its_own(region: Region, bund
     assert before.index is not None
     assert before.index.version == "run-1"
     assert len(region.versions.open("run-1")) == len(region.versions.open("run-2"))
+
+
+def test_what_comes_while_a_model_is_promoted_is_in_both_indexes(region: Region, bundle: Path) -> None:
+    """Before the new index is whole, by the catalogue; from then on, and after a rollback, by its changes."""
+    region.promote(bundle, "run-1", 0.3)
+    network = KeptEncoders(region.objects.get).of("run-1")
+    assert network is not None
+    title = CATALOGUE["title"][2]
+    first = len(CATALOGUE["item_id"])
+    by_then, between, after = first + 1, first + 2, first + 3
+
+    def entry(row: int, version: str) -> ItemEntry:
+        vector = network.embed([title])[0].tobytes()
+        return ItemEntry(f"at-{row}", row, 1, {"title": title}, vector=vector, vector_version=version)
+
+    def meanwhile(function: ModuleType) -> None:
+        build = function.INDEX.build
+
+        def published(_: float) -> None:
+            if region.control.read(snapshot_pointer("shopnow")).version == "s1":  # type: ignore[union-attr]
+                region.publish("s2", (NEW, "by-then"), "s1")
+
+        def built(directory: Path, version: str) -> None:
+            region.monkeypatch.setattr("lambdas.promote_model.index.time.sleep", published)
+            build(directory, version)
+            region.items(entry(between, "run-1"))
+
+        region.monkeypatch.setattr(function.INDEX, "build", built)
+
+    assert region.promote(bundle, "run-2", 0.4, meanwhile=meanwhile)["promoted"] is True
+    assert region.items(entry(after, "run-2")).upserted == 1
+    assert [region.finds("run-2", row) for row in (by_then, between, after)] == [True, True, True]
+    assert [region.finds("run-1", row) for row in (between, after)] == [True, True]
+    deleted = [ItemEntry(f"at-{row}", row, 2, deleted=True) for row in (between, after)]
+    assert region.items(*deleted).deleted == 2
+    for version in ("run-1", "run-2"):
+        assert [region.finds(version, row) for row in (between, after)] == [False, False]
 
 
 def test_without_an_index_nothing_is_promoted(region: Region, bundle: Path) -> None:

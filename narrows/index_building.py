@@ -1,0 +1,118 @@
+"""A model's index of item vectors: whole before the model is live, and no longer there than it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from narrows.encoding import Array
+from narrows.item_details import written
+from narrows.retrieval import Rows
+from narrows.snapshot import ItemSnapshot
+from narrows.sources.two_tower import TwoTower
+from narrows.vector_index import IndexVersions, VectorIndex, opened
+
+ROWS_AT_ONCE = 2_000
+MOST_ROUNDS = 5
+"""A catalogue that never rests is looked at so often; the first time is the one that counts."""
+FILTERED = {"region": "regions", "category": "category_all"}
+"""Filters, and the snapshot's columns that have their values."""
+SAID = ("title", "category_all", "brand", "regions")
+"""The columns that an item's vector and its filters come from."""
+
+
+def build_index(
+    versions: IndexVersions,
+    version: str,
+    network: TwoTower,
+    newest: Callable[[], ItemSnapshot],
+    wait: Callable[[], object],
+) -> int:
+    """Make the index of a network's version, whole and live; how many items it has. Twice is once.
+
+    Items that came after the training are placed by what is written about them, as serving places them.
+    `newest()` is the catalogue as it is published by now. Once the index is whole, items that change are
+    put into it as they come (`indexing.index_items`); those that changed while it was built are in the
+    catalogue after `wait()`, and what is different by then is placed too.
+    """
+    snapshot, said = newest(), Said()
+    index = opened(versions, version)
+    if index is None:
+        index = versions.create(version, network.params.dimension)
+        _place(index, network, snapshot, np.arange(snapshot.size, dtype=np.int32))
+        said = Said.by(snapshot)
+    versions.promote(version)
+    index = versions.open(version)
+    for _ in range(MOST_ROUNDS):
+        wait()
+        snapshot = newest()
+        rows = said.changed(snapshot)
+        if not len(rows):
+            break
+        index.delete(_place(index, network, snapshot, rows))
+        index.refresh()
+        said = Said.by(snapshot)
+    return len(index)
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What a catalogue said of its items; by default nothing, of none."""
+
+    size: int = 0
+    columns: Mapping[str, Array] = field(default_factory=dict)
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def by(cls, snapshot: ItemSnapshot) -> Said:
+        """A copy, since the next version of a snapshot changes the lines of this one."""
+        names = [name for name in SAID if name in snapshot.columns]
+        columns = {name: np.array(snapshot.columns[name]) for name in names}
+        return cls(snapshot.size, columns, {name: snapshot.vocabulary(name) for name in names})
+
+    def changed(self, snapshot: ItemSnapshot) -> Rows:
+        """The rows of which the snapshot says something else, or which are new in it."""
+        differs = np.ones(snapshot.size, np.bool_)
+        if self._comparable(snapshot):
+            differs[: self.size] = False
+            for name, before in self.columns.items():
+                other = snapshot.columns[name][: self.size] != before
+                differs[: self.size] |= other.reshape(self.size, -1).any(axis=1)
+        return np.flatnonzero(differs).astype(np.int32)
+
+    def _comparable(self, snapshot: ItemSnapshot) -> bool:
+        """Whether a code means the same word in both, and all columns are there in the same shape."""
+        return 0 < self.size <= snapshot.size and all(
+            name in snapshot.columns
+            and snapshot.columns[name].shape[1:] == before.shape[1:]
+            and snapshot.vocabulary(name)[: len(self.words[name])] == self.words[name]
+            for name, before in self.columns.items()
+        )
+
+
+def _place(index: VectorIndex, network: TwoTower, snapshot: ItemSnapshot, rows: Rows) -> Rows:
+    """Put in what the network says of these rows; those of which it says nothing."""
+    source = network.bind(snapshot.rows, snapshot.size)
+    later = rows[np.isnan(source.vectors[rows, 0])]
+    later = later[snapshot.holds(later)]
+    source.place(later, written(snapshot, later.tolist()))
+    there = ~np.isnan(source.vectors[rows, 0])
+    placed = rows[there]
+    for start in range(0, len(placed), ROWS_AT_ONCE):
+        part = placed[start : start + ROWS_AT_ONCE]
+        index.upsert(part, source.vectors[part], _words(index, snapshot, part))
+    index.refresh()
+    return rows[~there]
+
+
+def _words(index: VectorIndex, snapshot: ItemSnapshot, rows: Rows) -> dict[str, list[tuple[str, ...]]]:
+    """What searches filter by, from the snapshot's columns."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for name, column in FILTERED.items():
+        if name in index.filters and column in snapshot.columns:
+            words = snapshot.vocabulary(column)
+            codes = snapshot.columns[column][rows].reshape(len(rows), -1)
+            found[name] = [tuple(words[code] for code in line if code >= 0) for line in codes.tolist()]
+    return found
