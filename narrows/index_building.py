@@ -12,7 +12,7 @@ from narrows.item_details import written
 from narrows.retrieval import Rows
 from narrows.snapshot import ItemSnapshot
 from narrows.sources.two_tower import TwoTower
-from narrows.vector_index import IndexVersions, VectorIndex, opened
+from narrows.vector_index import LIVE, WHOLE, IndexVersions, VectorIndex, opened
 
 ROWS_AT_ONCE = 2_000
 MOST_ROUNDS = 5
@@ -55,6 +55,31 @@ def build_index(
         index.refresh()
         said = Said.by(snapshot)
     return len(index)
+
+
+def keep_indexes(versions: IndexVersions, live: str, previous: str) -> list[str]:
+    """Let the live model's index be the live one, and drop all but it and its predecessor's; the dropped.
+
+    Half-built ones go as well: whoever builds one now does it for a model that cannot be promoted any more.
+    """
+    _made_live(versions, live)
+    states = versions.states()
+    dropped = [one for one, state in states.items() if one not in (live, previous) and state != LIVE]
+    for version in dropped:
+        versions.drop(version)
+    return dropped
+
+
+def undo_index(versions: IndexVersions, version: str, live: str) -> None:
+    """Drop the index of a model that is not promoted after all; the live model's is the live one again."""
+    _made_live(versions, live)
+    if versions.states().get(version) != LIVE:
+        versions.drop(version)
+
+
+def _made_live(versions: IndexVersions, version: str) -> None:
+    if versions.states().get(version) == WHOLE:
+        versions.promote(version)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,19 @@ class ModelFolders(Protocol):
         """Store the files as the model `version`; returns its prefix."""
 
 
+class Preparation(Protocol):
+    """What serving needs of a model elsewhere than in its files: the index of its vectors."""
+
+    def build(self, directory: Path, version: str) -> object:
+        """Make it, from the model's files. Twice is once."""
+
+    def keep(self, live: str, previous: str) -> object:
+        """`live` is live now, and `previous` ("" for none) the one to go back to: drop all others'."""
+
+    def undo(self, version: str, live: str) -> object:
+        """`version` does not come to be live, `live` is: drop what was made for it."""
+
+
 def promote(
     candidate: str,
     evaluation: Mapping[str, Any],
@@ -43,37 +56,58 @@ def promote(
     folders: ModelFolders,
     directory: Path,
     now: float,
-    prepare: Callable[[Path, str], object] | None = None,
+    preparation: Preparation | None = None,
 ) -> Promotion:
     """Move the app's model pointer to the candidate if the gate says so.
 
     `candidate` is an address that `folders` understands; `evaluation` is {"candidate": ..., "current": ... or
-    None}, or the candidate's alone. The files are verified before the pointer moves, and by then
-    `prepare(directory, version)` has made whatever serving needs of them elsewhere. Twice is once.
+    None}, or the candidate's alone. The files are verified before the pointer moves, and by then the
+    preparation is made. Twice is once.
     """
     ours, theirs = _sides(evaluation)
     live = control.read(model_pointer(app.name))
     if live is not None and live.version == version:
+        if preparation is not None:
+            preparation.keep(version, live.previous)
         return Promotion(True, f"model {version} is live already", version)
     verdict = decide(ours, theirs, app.training.gate)
     if not verdict.promote:
         return Promotion(False, verdict.reason, version)
-    folders.fetch(candidate, directory)
-    try:
-        manifest = read_manifest(directory)
-    except BundleError as error:
-        return Promotion(False, f"the candidate is damaged: {error}", version)
-    if manifest.app != app.name:
-        return Promotion(False, f"the candidate was trained for {manifest.app!r}, not {app.name!r}", version)
+    damage = _fetched(candidate, app, folders, directory)
+    if damage:
+        return Promotion(False, damage, version)
     prefix = folders.keep(directory, version)
-    if prepare is not None:
-        prepare(directory, version)
+    if preparation is not None:
+        preparation.build(directory, version)
     pointer = Pointer(version, prefix, now, previous=live.version if live else "")
     try:
         control.move(model_pointer(app.name), pointer, expected=live.version if live else None)
     except Conflict:
-        return Promotion(False, "another model was promoted meanwhile; evaluate against that one", version)
+        return _lost(version, control.read(model_pointer(app.name)), preparation)
+    if preparation is not None:
+        preparation.keep(version, pointer.previous)
     return Promotion(True, verdict.reason, version)
+
+
+def _fetched(candidate: str, app: App, folders: ModelFolders, directory: Path) -> str:
+    """Copy the candidate's files; what is wrong with them, "" for nothing."""
+    folders.fetch(candidate, directory)
+    try:
+        manifest = read_manifest(directory)
+    except BundleError as error:
+        return f"the candidate is damaged: {error}"
+    if manifest.app != app.name:
+        return f"the candidate was trained for {manifest.app!r}, not {app.name!r}"
+    return ""
+
+
+def _lost(version: str, live: Pointer | None, preparation: Preparation | None) -> Promotion:
+    """Somebody else moved the pointer: to another model, or to this one by the same step, tried twice."""
+    if live is not None and live.version == version:
+        return Promotion(True, f"model {version} is live already", version)
+    if preparation is not None:
+        preparation.undo(version, live.version if live else "")
+    return Promotion(False, "another model was promoted meanwhile; evaluate against that one", version)
 
 
 def _sides(evaluation: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:

@@ -56,6 +56,6 @@ def handler(event: dict[str, Any], _: Any) -> dict[str, Any]:
             folders=FOLDERS,
             directory=Path(directory),
             now=time.time(),
-            prepare=INDEX.build,
+            preparation=INDEX,
         )
     return asdict(done)

@@ -1,4 +1,4 @@
-"""Before a model is live: the index of its item vectors, where the app has them in one."""
+"""Before and after a model is live: the index of its item vectors, where the app has them in one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from narrows.adapters.s3 import S3Objects
 from narrows.adapters.snapshots import LiveSnapshot, SnapshotCopy
 from narrows.adapters.text_encoders import text_encoder
 from narrows.errors import StoreUnavailable
-from narrows.index_building import build_index
+from narrows.index_building import build_index, keep_indexes, undo_index
 from narrows.settings import App
 from narrows.snapshot import ItemSnapshot
 from narrows.sources import two_tower
@@ -24,7 +24,7 @@ PUBLISHING_S = 5.0
 
 
 class IndexBuilder:
-    """Builds the index of a candidate that has an item network, from the live catalogue's items."""
+    """Builds the index of a candidate that has an item network, and drops those of former ones."""
 
     def __init__(
         self,
@@ -39,7 +39,10 @@ class IndexBuilder:
         self._published_s = item_window_s + PUBLISHING_S
 
     def build(self, directory: Path, version: str) -> None:
-        """Nothing without an index, an item network or a catalogue; StoreUnavailable where it cannot."""
+        """From the live catalogue's items; nothing without an index, an item network or a catalogue.
+
+        StoreUnavailable where it cannot.
+        """
         file = directory / two_tower.FILE
         if self._versions is None or not file.is_file():
             return
@@ -50,6 +53,16 @@ class IndexBuilder:
                 network = two_tower.load(file).reading(text_encoder(self._app.text_vectors))
                 wait = partial(time.sleep, self._published_s)
                 build_index(self._versions, version, network, partial(_newest, live), wait)
+
+    def keep(self, live: str, previous: str) -> None:
+        """Drop all indexes but those of the live model and its predecessor."""
+        if self._versions is not None:
+            keep_indexes(self._versions, live, previous)
+
+    def undo(self, version: str, live: str) -> None:
+        """Drop the index of a model that is not promoted after all."""
+        if self._versions is not None:
+            undo_index(self._versions, version, live)
 
 
 def _newest(live: LiveSnapshot) -> ItemSnapshot:

@@ -202,6 +202,17 @@ class IndexVersionsContract:
         with pytest.raises(IndexGone, match="'v1'"):
             versions.open("v1")
 
+    def test_it_tells_which_there_are(self, versions: IndexVersions) -> None:
+        """The live one, those from before, and those that nobody finished."""
+        assert dict(versions.states()) == {}
+        fill(versions, "v1", 1)
+        fill(versions, "v2", 2)
+        versions.create("v3", DIMENSION)
+        assert dict(versions.states()) == {"v1": "whole", "v2": "live", "v3": "half built"}
+        versions.promote("v1")
+        versions.drop("v3")
+        assert dict(versions.states()) == {"v1": "live", "v2": "whole"}
+
     def test_a_finished_index_is_not_begun_again(self, versions: IndexVersions) -> None:
         """An unfinished one is, and nothing of its first beginning is left."""
         versions.create("v1", DIMENSION).upsert(rows(7), unit(1))

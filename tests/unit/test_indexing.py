@@ -15,7 +15,7 @@ from narrows.adapters.items import readable_entries_of
 from narrows.adapters.memory_vectors import MemoryIndexVersions
 from narrows.errors import BundleError, EncoderUnavailable, InvalidInput, RequestRefused, StoreUnavailable
 from narrows.freshening import ItemEntry
-from narrows.index_building import build_index
+from narrows.index_building import build_index, keep_indexes, undo_index
 from narrows.indexing import ALIKE, OTHER_SIZE, index_items
 from narrows.retrieval import Floats, Rows
 from narrows.settings import load_app
@@ -317,6 +317,39 @@ def test_an_index_that_was_left_behind_is_filled_again(snapshot: ItemSnapshot, t
     assert build_index(versions, "m1", network(), catalogue.newest, nothing) == 3
     rows = versions.open("m1").search(np.ones(3, np.float32), 4).rows[0].tolist()
     assert set(rows) == {0, 1, 4, -1}
+
+
+def several(*names: str) -> MemoryIndexVersions:
+    """Whole indexes, the last of them live, and a half-built one."""
+    versions = MemoryIndexVersions()
+    for name in names:
+        versions.create(name, 2)
+        versions.promote(name)
+    versions.create("broken", 2)
+    return versions
+
+
+def test_two_indexes_are_kept() -> None:
+    """The live model's and its predecessor's; after a rollback the pointer says which one is live."""
+    versions = several("m1", "m2", "m3")
+    assert sorted(keep_indexes(versions, "m3", "m2")) == ["broken", "m1"]
+    assert versions.states() == {"m2": "whole", "m3": "live"}
+    assert keep_indexes(versions, "m2", "m1") == ["m3"]
+    assert versions.states() == {"m2": "live"}
+
+
+def test_where_the_live_model_has_no_index_the_last_one_stays() -> None:
+    """A live index is never dropped."""
+    versions = several("m1", "m2")
+    assert sorted(keep_indexes(versions, "m3", "")) == ["broken", "m1"]
+    assert versions.states() == {"m2": "live"}
+
+
+def test_an_index_for_nothing_is_dropped_and_the_others_stay() -> None:
+    """Another model won: its index is the live one again."""
+    versions = several("m1", "m2", "lost")
+    undo_index(versions, "lost", "m2")
+    assert versions.states() == {"m1": "whole", "m2": "live", "broken": "half built"}
 
 
 def test_an_index_that_is_away_fails_the_batch(

@@ -7,6 +7,7 @@ import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -220,6 +221,40 @@ def test_what_comes_while_a_model_is_promoted_is_in_both_indexes(region: Region,
     assert region.items(*deleted).deleted == 2
     for version in ("run-1", "run-2"):
         assert [region.finds(version, row) for row in (between, after)] == [False, False]
+
+
+def test_only_the_live_index_and_its_predecessors_are_kept(region: Region, bundle: Path) -> None:
+    """Each takes memory in every node; half of one that a failed step left is dropped too."""
+    for number, version in enumerate(("run-1", "run-2"), start=3):
+        region.promote(bundle, version, number / 10)
+    region.versions.create("broken", 3)
+    assert region.promote(bundle, "run-3", 0.5)["promoted"] is True
+    assert region.versions.states() == {"run-2": "whole", "run-3": "live"}
+    assert region.promote(bundle, "run-3", 0.5)["promoted"] is True
+    assert region.versions.states() == {"run-2": "whole", "run-3": "live"}
+
+
+def test_a_promotion_that_loses_its_race_leaves_nothing(region: Region, bundle: Path) -> None:
+    """Somebody else moved the pointer while the index was built: the index of theirs stays the live one."""
+    region.promote(bundle, "run-1", 0.3)
+
+    def meanwhile(function: ModuleType) -> None:
+        build = function.INDEX.build
+
+        def built(directory: Path, version: str) -> None:
+            build(directory, version)
+            live = region.live().model
+            assert live is not None
+            theirs = replace(live, version="theirs", previous=live.version)
+            region.control.move(model_pointer("shopnow"), theirs, expected=live.version)
+            region.versions.create("theirs", 3)
+            region.versions.promote("theirs")
+            region.versions.promote(version)
+
+        region.monkeypatch.setattr(function.INDEX, "build", built)
+
+    assert region.promote(bundle, "run-2", 0.4, meanwhile=meanwhile)["promoted"] is False
+    assert region.versions.states() == {"run-1": "whole", "theirs": "live"}
 
 
 def test_without_an_index_nothing_is_promoted(region: Region, bundle: Path) -> None:
