@@ -124,12 +124,13 @@ def _place(index: VectorIndex, network: TwoTower, snapshot: ItemSnapshot, rows: 
     later = later[snapshot.holds(later)]
     source.place(later, written(snapshot, later.tolist()))
     there = ~np.isnan(source.vectors[rows, 0])
-    placed = rows[there]
+    placed: Rows = rows[there]
+    silent: Rows = rows[~there]
     for start in range(0, len(placed), ROWS_AT_ONCE):
         part = placed[start : start + ROWS_AT_ONCE]
         index.upsert(part, source.vectors[part], _words(index, snapshot, part))
     index.refresh()
-    return rows[~there]
+    return silent
 
 
 def _words(index: VectorIndex, snapshot: ItemSnapshot, rows: Rows) -> dict[str, list[tuple[str, ...]]]:

@@ -36,6 +36,9 @@ class ModelFolders(Protocol):
 class Preparation(Protocol):
     """What serving needs of a model elsewhere than in its files: the index of its vectors."""
 
+    def lacks(self, version: str) -> bool:
+        """Whether there is nothing of it."""
+
     def build(self, directory: Path, version: str) -> object:
         """Make it, from the model's files. Twice is once."""
 
@@ -56,20 +59,22 @@ def promote(
     folders: ModelFolders,
     directory: Path,
     now: float,
-    preparation: Preparation | None = None,
+    preparation: Preparation,
 ) -> Promotion:
     """Move the app's model pointer to the candidate if the gate says so.
 
     `candidate` is an address that `folders` understands; `evaluation` is {"candidate": ..., "current": ... or
     None}, or the candidate's alone. The files are verified before the pointer moves, and by then the
-    preparation is made. Twice is once.
+    preparation is made. Twice is once; where the model is live and its preparation gone, that is made again.
     """
     ours, theirs = _sides(evaluation)
     live = control.read(model_pointer(app.name))
     if live is not None and live.version == version:
-        if preparation is not None:
-            preparation.keep(version, live.previous)
-        return Promotion(True, f"model {version} is live already", version)
+        damage = ""
+        if preparation.lacks(version) and not (damage := _fetched(candidate, app, folders, directory)):
+            preparation.build(directory, version)
+        preparation.keep(version, live.previous)
+        return _already(version, damage)
     verdict = decide(ours, theirs, app.training.gate)
     if not verdict.promote:
         return Promotion(False, verdict.reason, version)
@@ -77,15 +82,13 @@ def promote(
     if damage:
         return Promotion(False, damage, version)
     prefix = folders.keep(directory, version)
-    if preparation is not None:
-        preparation.build(directory, version)
+    preparation.build(directory, version)
     pointer = Pointer(version, prefix, now, previous=live.version if live else "")
     try:
         control.move(model_pointer(app.name), pointer, expected=live.version if live else None)
     except Conflict:
         return _lost(version, control.read(model_pointer(app.name)), preparation)
-    if preparation is not None:
-        preparation.keep(version, pointer.previous)
+    preparation.keep(version, pointer.previous)
     return Promotion(True, verdict.reason, version)
 
 
@@ -101,12 +104,16 @@ def _fetched(candidate: str, app: App, folders: ModelFolders, directory: Path) -
     return ""
 
 
-def _lost(version: str, live: Pointer | None, preparation: Preparation | None) -> Promotion:
+def _already(version: str, damage: str) -> Promotion:
+    without = f"; its index is gone, and cannot be made again: {damage}" if damage else ""
+    return Promotion(True, f"model {version} is live already{without}", version)
+
+
+def _lost(version: str, live: Pointer | None, preparation: Preparation) -> Promotion:
     """Somebody else moved the pointer: to another model, or to this one by the same step, tried twice."""
     if live is not None and live.version == version:
-        return Promotion(True, f"model {version} is live already", version)
-    if preparation is not None:
-        preparation.undo(version, live.version if live else "")
+        return _already(version, "")
+    preparation.undo(version, live.version if live else "")
     return Promotion(False, "another model was promoted meanwhile; evaluate against that one", version)
 
 

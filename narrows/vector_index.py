@@ -124,6 +124,47 @@ class IndexVersions(Protocol):
         """Delete one that is not live; InvalidInput for the live one; nothing happens where there is none."""
 
 
+@dataclass(eq=False)
+class WatchedIndex:
+    """An index of which one remembers that it has gone: whoever serves from it then does without."""
+
+    index: VectorIndex
+    gone: bool = False
+
+    @property
+    def version(self) -> str:
+        return self.index.version
+
+    @property
+    def dimension(self) -> int:
+        return self.index.dimension
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        return self.index.filters
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def upsert(
+        self, rows: Rows, vectors: Floats, attributes: Attributes = NO_ATTRIBUTES
+    ) -> Mapping[int, InvalidInput]:
+        return self.index.upsert(rows, vectors, attributes)
+
+    def delete(self, rows: Rows) -> None:
+        self.index.delete(rows)
+
+    def refresh(self) -> None:
+        self.index.refresh()
+
+    def search(self, vectors: Floats, k: int, where: Where = EVERYTHING) -> Neighbours:
+        try:
+            return self.index.search(vectors, k, where)
+        except IndexGone:
+            self.gone = True
+            raise
+
+
 def opened(versions: IndexVersions, version: str) -> VectorIndex | None:
     """The index of that version; None where it is absent or half built."""
     try:

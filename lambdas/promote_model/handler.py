@@ -36,13 +36,12 @@ class Settings:
 SETTINGS = environment(Settings, os.environ)
 APP = load_app(Path(__file__).resolve().parents[2] / "apps" / SETTINGS.app)
 S3 = client("s3", read_timeout_s=60, connect_timeout_s=2, attempts=3)
-FOLDERS = S3ModelFolders(S3, SETTINGS.bucket)
+OBJECTS, FOLDERS = S3Objects(S3, SETTINGS.bucket), S3ModelFolders(S3, SETTINGS.bucket)
 CONTROL = DynamoControlTable(
     SETTINGS.control_table, region=SETTINGS.aws_region, connect_timeout_s=1, read_timeout_s=5
 )
 SEARCH = (SETTINGS.search_url, SETTINGS.search_name, SETTINGS.search_engine, SETTINGS.aws_region)
-VERSIONS, OBJECTS = versions_of(APP, *SEARCH), S3Objects(S3, SETTINGS.bucket)
-INDEX = IndexBuilder(APP, VERSIONS, CONTROL, OBJECTS, SETTINGS.item_window_s)
+INDEX = IndexBuilder(APP, versions_of(APP, *SEARCH), CONTROL, OBJECTS, SETTINGS.item_window_s)
 
 
 def handler(event: dict[str, Any], _: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from narrows.index_building import build_index, keep_indexes, undo_index
 from narrows.settings import App
 from narrows.snapshot import ItemSnapshot
 from narrows.sources import two_tower
-from narrows.vector_index import IndexVersions
+from narrows.vector_index import IndexVersions, opened
 
 PUBLISHING_S = 5.0
 """How long after its window a change is published at the latest, as a rule."""
@@ -37,6 +37,10 @@ class IndexBuilder:
         """Changes of items are gathered for `item_window_s` before they are published."""
         self._app, self._versions, self._control, self._objects = app, versions, control, objects
         self._published_s = item_window_s + PUBLISHING_S
+
+    def lacks(self, version: str) -> bool:
+        """Whether there is no whole index of that version, where the app has indexes."""
+        return self._versions is not None and opened(self._versions, version) is None
 
     def build(self, directory: Path, version: str) -> None:
         """From the live catalogue's items; nothing without an index, an item network or a catalogue.

@@ -19,7 +19,7 @@ from narrows.pipeline import Stages
 from narrows.policy import PolicyLog
 from narrows.ranking import MANIFEST
 from narrows.settings import App
-from narrows.vector_index import IndexVersions
+from narrows.vector_index import IndexGone, IndexVersions, WatchedIndex
 
 POINTERS_EVERY_S = 3.0
 SLOWEST_RETRY_S = 60.0
@@ -74,9 +74,9 @@ class Cellar:
         if self._versions is None or TWO_TOWER not in serving.sources:
             return serving
         try:
-            return replace(serving, index=self._versions.open(serving.model_version))
+            return replace(serving, index=WatchedIndex(self._versions.open(serving.model_version)))
         except NarrowsError as error:
-            return replace(serving, problems={**serving.problems, INDEX: type(error).__name__})
+            return _without_index(serving, type(error).__name__)
 
     def follow(self, serving: Serving, pointer: Pointer) -> Serving:
         """What is served, with the items of a later version of the same base; the models stay as they are.
@@ -97,6 +97,15 @@ class Cellar:
             problems={**known, **unplaced},
         )
         return self._with_index(followed) if serving.index is None else followed
+
+
+def _without_index(serving: Serving, why: str) -> Serving:
+    """Every item is compared, and the reason is told; with each later refresh it is looked for again."""
+    return replace(serving, index=None, problems={**serving.problems, INDEX: why})
+
+
+def _lost_index(serving: Serving) -> bool:
+    return isinstance(serving.index, WatchedIndex) and serving.index.gone
 
 
 def _damaged(serving: Serving) -> bool:
@@ -222,6 +231,8 @@ class Refresher:
         self._due[name] = self._now() + wait_s * self._jitter.uniform(0.5, 1.0)
 
     def _refresh_serving(self) -> None:
+        if self._serving is not None and _lost_index(self._serving):
+            self._serve(_without_index(self._serving, IndexGone.__name__))
         live = self._current()
         if live == self._live and not (live.snapshot and self._waits()):
             return
@@ -230,10 +241,14 @@ class Refresher:
             return
         if live.model and self._stages.ranker is not None and _damaged(serving):
             raise BundleError(f"model {live.model.version} does not load: {dict(serving.problems)}")
+        self._serve(serving)
+        self._live = live
+
+    def _serve(self, serving: Serving) -> None:
         with self._replacing:
             policy = self._stages.policy.bind(serving.snapshot)
             self._stages = replace(self._stages, policy=policy, **parts_of(serving))
-        self._live, self._serving = live, serving
+        self._serving = serving
 
     def _waits(self) -> bool:
         """Whether something is missing that may be there the next time."""

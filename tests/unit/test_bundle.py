@@ -18,7 +18,7 @@ import pytest
 
 from narrows.adapters.bundle import Serving, load_serving, stages_of
 from narrows.adapters.memory import MemoryPolicyLog
-from narrows.adapters.memory_vectors import MemoryIndexVersions
+from narrows.adapters.memory_vectors import MemoryIndexVersions, MemoryVectorIndex
 from narrows.adapters.refreshing import Cellar, Live, Refresher
 from narrows.adapters.snapshots import SnapshotCopy
 from narrows.control import Pointer
@@ -32,13 +32,15 @@ from narrows.interactions import interactions_of
 from narrows.pipeline import Request, Stages, recommend
 from narrows.policy import Change
 from narrows.ranking import EmbeddedRanker, ModelManifest, read_manifest, write_manifest
+from narrows.retrieval import Floats
 from narrows.settings import App, load_app
 from narrows.snapshot import ItemSnapshot, open_base, write_base, write_delta
 from narrows.snapshot_versions import delta_file
 from narrows.sources import als, covisitation, load_sources, popular, two_tower
-from narrows.vector_index import VectorIndex
+from narrows.vector_index import EVERYTHING, IndexGone, Neighbours, VectorIndex, Where, absent
 from narrows.visitor import Visitor
 from tests.unit.test_indexing import network
+from tests.unit.test_sources_learned import query
 
 APPS = Path(__file__).parents[2] / "apps"
 NOW = 1_700_000_000.0
@@ -496,13 +498,14 @@ def test_the_two_towers_search_the_index_of_their_own_version(app: App, control:
     versions.promote("m1")
     serving = cellar.load(control.live)
     assert "index" not in serving.problems
-    assert stages_of(app, serving, **parts()).sources["two_tower"].index is index  # type: ignore[attr-defined]
+    searched = stages_of(app, serving, **parts()).sources["two_tower"].index  # type: ignore[attr-defined]
+    assert searched.index is index
     extend(control, 1, ["late"], category=[["a"]], brand=["x"])
     later = cellar.follow(serving, Pointer("s1+000001-abc", "snapshot", NOW))
     vectors = later.sources["two_tower"].vectors  # type: ignore[attr-defined]
     assert later.snapshot.rows(["late"]).tolist() == [60]
     assert len(vectors) == later.snapshot.capacity
-    assert later.index is index
+    assert later.index is serving.index
     assert len(index) == 2
 
 
@@ -536,8 +539,63 @@ def test_a_process_that_started_without_its_index_finds_it_later(app: App, contr
     control.time += 120.0
     fresh.tick()
     assert "index" not in fresh.stages.problems
-    assert fresh.stages.sources["two_tower"].index is versions.open("m1")  # type: ignore[attr-defined]
+    assert fresh.stages.sources["two_tower"].index.index is versions.open("m1")  # type: ignore[attr-defined]
     assert len(control.loads) == 1
+
+
+def test_an_index_that_goes_is_done_without_until_it_is_back(app: App, control: Control) -> None:
+    """A search that finds it gone is the last one: the next poll compares all, and looks for it seldom."""
+    with_towers(control.store / "model")
+    versions = GoingVersions()
+    versions.create("m1", 3)
+    versions.promote("m1")
+    copy = SnapshotCopy(control.store / "cellar", control.download, control.get)
+    control.cellar = Cellar(app, copy, versions=versions)
+    fresh = refresher(app, control)
+    control.live = Live(Pointer("m1", "model", NOW), Pointer("s1", "snapshot", NOW))
+    fresh.tick()
+    source = fresh.stages.sources["two_tower"]
+    assert "index" not in fresh.stages.problems
+    versions.gone = True
+    with pytest.raises(IndexGone):
+        source.retrieve(query([0]), 5)
+    control.time += 3.0
+    fresh.tick()
+    assert fresh.stages.problems["index"] == "IndexGone"
+    assert fresh.stages.sources["two_tower"].index is None  # type: ignore[attr-defined]
+    assert len(fresh.stages.sources["two_tower"].retrieve(query([0]), 5).rows)
+    versions.gone = False
+    control.time += 120.0
+    fresh.tick()
+    assert "index" not in fresh.stages.problems
+    assert fresh.stages.sources["two_tower"].index is not None  # type: ignore[attr-defined]
+    assert len(control.loads) == 1
+
+
+class GoingVersions(MemoryIndexVersions):
+    """Indexes that somebody deletes while they are open."""
+
+    gone = False
+
+    def __init__(self) -> None:
+        super().__init__(self._made)
+
+    def _made(self, version: str, dimension: int) -> VectorIndex:
+        index = MemoryVectorIndex(version, dimension)
+        search = index.search
+
+        def searched(vectors: Floats, k: int, where: Where = EVERYTHING) -> Neighbours:
+            if self.gone:
+                raise absent(version, {})
+            return search(vectors, k, where)
+
+        index.search = searched  # type: ignore[method-assign]
+        return index
+
+    def open(self, version: str | None = None) -> VectorIndex:
+        if self.gone:
+            raise absent(version, {})
+        return super().open(version)
 
 
 def test_policy_changes_arrive_within_the_poll(app: App, control: Control) -> None:

@@ -257,6 +257,20 @@ def test_a_promotion_that_loses_its_race_leaves_nothing(region: Region, bundle: 
     assert region.versions.states() == {"run-1": "whole", "theirs": "live"}
 
 
+def test_an_index_that_went_is_built_again_by_promoting_again(region: Region, bundle: Path) -> None:
+    """The model is live already: the pointer stays, its index is made anew, and only then."""
+    region.promote(bundle, "run-1", 0.3)
+    there = len(region.versions.open("run-1"))
+    pointer = region.live().model
+    connect(region.url, timeout_s=20.0).indices.delete(index=f"{region.name}-vectors-*")
+    with pytest.raises(IndexGone):
+        region.versions.open("run-1")
+    assert region.promote(bundle, "run-1", 0.3)["promoted"] is True
+    assert len(region.versions.open("run-1")) == there
+    assert region.live().model == pointer
+    assert region.versions.states() == {"run-1": "live"}
+
+
 def test_without_an_index_nothing_is_promoted(region: Region, bundle: Path) -> None:
     """OpenSearch is away: the step fails, to be tried again, and the live model stays."""
     away = f"http://127.0.0.1:{free_port()}"
