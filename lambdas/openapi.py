@@ -259,7 +259,9 @@ def _verdict() -> Schema:
 
 
 def _items(catalogue: Catalogue) -> dict[str, Any]:
-    unread = "Stored without a vector of their text, since the text encoder did not answer"
+    unread = (
+        "Stored without a vector of their text: the text encoder did not answer, or the model is not readable"
+    )
     counts: Schema = {"accepted": {"type": "integer"}, "rejected": {"type": "integer"}}
     counts["no_vector"] = {"type": "integer", "description": unread}
     verdicts = {"type": "array", "items": _item_verdict(), "description": "One for each item, in order"}

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from narrows.collecting import ObjectStore
-from narrows.errors import Conflict, EncoderUnavailable, InvalidInput, StoreUnavailable
+from narrows.errors import BundleError, Conflict, EncoderUnavailable, InvalidInput, StoreUnavailable
 from narrows.item_upsert import VERSION, ItemUpsert, parse_item, sent_id
 from narrows.policy import Change
 from narrows.retrieval import Floats
@@ -97,7 +97,8 @@ class ItemEncoder(Protocol):
     def embed(self, texts: Sequence[str]) -> Floats:
         """float32[n, d]; zeros for a text that says nothing to it.
 
-        EncoderUnavailable where what reads the texts does not answer, or is not the one of the network.
+        EncoderUnavailable where what reads the texts does not answer, or is not the one of the network;
+        BundleError or StoreUnavailable where the network itself cannot be read.
         """
 
 
@@ -106,7 +107,7 @@ class ItemVerdict:
     """What became of the item at `index`; a rejected one names field, value and remedy.
 
     "unchanged": it is stored like this already. "stale": a newer version is. `no_vector` says why
-    the text of a stored item has no vector: the class of the text encoder's error.
+    the text of a stored item has no vector: the class of the text encoder's error, or the model's.
     """
 
     index: int
@@ -323,7 +324,7 @@ class _Batch:
         said = {one.item_id: text for one, text in zip(upserts, texts, strict=True) if text.strip()}
         try:
             vectors = np.asarray(self.encoder.embed(list(said.values())), np.float32)
-        except EncoderUnavailable as error:  # an item does not wait for its vector
+        except (BundleError, EncoderUnavailable, StoreUnavailable) as error:  # an item does not wait for it
             return {}, dict.fromkeys(said, type(error).__name__)
         placed = zip(said, vectors, strict=True)
         return {item_id: vector.tobytes() for item_id, vector in placed if vector.any()}, {}

@@ -36,9 +36,9 @@ def from_stream(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def warn(no_vector: int) -> None:
-    """Count what the text encoder left without a vector."""
+    """Count what the text encoder, or a model that cannot be read, left without a vector."""
     if no_vector:
-        LOGGER.warning("items have no vector: the text encoder does not answer", extra={"items": no_vector})
+        LOGGER.warning("items have no vector: their verdicts say why", extra={"items": no_vector})
 
 
 def handler(event: dict[str, Any], context: Any) -> dict[str, Any]:

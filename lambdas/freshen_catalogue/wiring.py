@@ -60,7 +60,7 @@ class Freshener:
             app=self._app,
             table=self._table,
             published=self._live.current,
-            encoder=self._encoder.current(),
+            encoder=self._encoder.at_hand(),
             now=time.time(),
         )
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from narrows.control import ControlTable, Pointer, model_pointer, model_prefix
-from narrows.errors import BundleError
+from narrows.errors import BundleError, NarrowsError, StoreUnavailable
+from narrows.freshening import ItemEncoder
 from narrows.ranking import MANIFEST, read_manifest
 from narrows.retrieval import Floats
 from narrows.sources import two_tower
 from narrows.text_vectors import TextEncoder
 
 Get = Callable[[str], bytes | None]
+RETRY_S = 30.0
 MOST_KEPT = 3
 """The live one's, its predecessor's, and one that is about to be live."""
 
@@ -32,6 +35,18 @@ class BundleEncoder:
         return self.network.embed(texts)
 
 
+@dataclass(frozen=True)
+class Unread:
+    """In place of an encoder that cannot be read: items are stored, and told why they have no vector."""
+
+    error: NarrowsError
+    version: str = ""
+
+    def embed(self, texts: Sequence[str]) -> Floats:  # noqa: ARG002  # whatever they say
+        """The error."""
+        raise self.error
+
+
 class LiveEncoder:
     """The encoder of the live bundle, loaded again when another one is promoted."""
 
@@ -41,8 +56,12 @@ class LiveEncoder:
         control: ControlTable,
         get: Get,
         text_encoder: TextEncoder | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`text_encoder` is the one that the app asks for, if not for words."""
+        """`text_encoder` is the one that the app asks for, if not for words; `clock` is in seconds."""
+        self._clock = clock
+        self._unread: tuple[float, NarrowsError] | None = None
         self._text_encoder = text_encoder
         self._name = model_pointer(app)
         self._control = control
@@ -57,6 +76,19 @@ class LiveEncoder:
             self._encoder = self._loaded(pointer) if pointer else None
             self._pointer = pointer
         return self._encoder
+
+    def at_hand(self) -> ItemEncoder | None:
+        """`current`; while that cannot be read the one before, or without any one that says why.
+
+        For whoever cannot wait for a model. It is tried again every `RETRY_S`.
+        """
+        if self._unread is None or self._clock() >= self._unread[0]:
+            try:
+                found, self._unread = self.current(), None
+                return found
+            except (BundleError, StoreUnavailable) as error:
+                self._unread = (self._clock() + RETRY_S, error)
+        return self._encoder or Unread(self._unread[1])
 
     def _loaded(self, pointer: Pointer) -> BundleEncoder | None:
         return _loaded(pointer.version, pointer.prefix, self._get, self._text_encoder)

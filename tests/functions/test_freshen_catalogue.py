@@ -15,8 +15,10 @@ from narrows.adapters.control import DynamoControlTable
 from narrows.adapters.dynamodb import DynamoPolicyLog
 from narrows.adapters.items import DynamoItemTable
 from narrows.adapters.s3 import S3Objects
-from narrows.control import Pointer, snapshot_pointer
+from narrows.control import Pointer, model_pointer, snapshot_pointer
+from narrows.errors import StoreUnavailable
 from narrows.freshening import QUARANTINE, ItemEntry
+from narrows.ranking import ModelManifest, write_manifest
 from narrows.snapshot import write_base
 from tests.contract.tables import create_bucket, create_table
 from tests.functions.doorways import CONTEXT, call, cold_start, http_event, kinesis_event
@@ -73,6 +75,41 @@ def test_an_item_is_stored_as_it_was_sent(deployed: Deployed) -> None:
     assert (entry.row, entry.deleted, entry.vector) == (0, False, b"")
     assert entry.version == int(entry.first_at * 1000)
     assert deployed.rules() == []
+
+
+@pytest.mark.parametrize("files", [(), ("manifest.json",), ("manifest.json", "two_tower.npz")])
+def test_a_model_that_cannot_be_read_holds_up_no_item(
+    deployed: Deployed, tmp_path: Path, files: tuple[str, ...]
+) -> None:
+    """What is sold out must go at once, whatever became of the bundle; the verdict says what is missing."""
+    (tmp_path / "two_tower.npz").write_bytes(b"a network")
+    write_manifest(tmp_path, ModelManifest("m1", "megashop", 1.8e9, ("a",), "fingerprint"))
+    (tmp_path / "two_tower.npz").write_bytes(b"half of one")
+    for name in files:
+        deployed.objects.put(f"models/m1/{name}", (tmp_path / name).read_bytes())
+    deployed.control.move(model_pointer("megashop"), Pointer("m1", "models/m1", 1.0), expected=None)
+    stored, sold_out = deployed.send(SHOE, {"item_id": "boot", "title": "A boot", "stock": 0})
+    assert stored == {"index": 0, "item_id": "shoe", "status": "accepted", "no_vector": "BundleError"}
+    assert sold_out["status"] == "accepted"
+    assert deployed.stored("shoe")["shoe"].vector == b""
+    assert deployed.rules() == [("stock", "boot", False)]
+
+
+def test_without_its_bucket_it_suppresses_all_the_same(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 is away when the function starts; items that are known need nothing of it."""
+    deployed.send(SHOE)
+    deployed.control.move(model_pointer("megashop"), Pointer("m1", "models/m1", 1.0), expected=None)
+
+    def away(key: str) -> bytes:
+        raise StoreUnavailable("S3 did not answer")
+
+    monkeypatch.setattr(deployed.module.FRESHENER._encoder, "_get", away)
+    (verdict,) = deployed.send({**SHOE, "stock": 0})
+    assert (verdict["status"], verdict["no_vector"]) == ("accepted", "StoreUnavailable")
+    assert deployed.send({"item_id": "shoe", "deleted": True})[0]["status"] == "accepted"
+    assert deployed.rules() == [("stock", "shoe", False), ("deleted", "shoe", True)]
 
 
 def test_versions_decide_what_counts(deployed: Deployed) -> None:
