@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -28,9 +29,38 @@ COMMANDS = (demo, up, import_data, train, evaluate, compare, recommend, features
 EPILOG = "Start with `narrows demo`. Each command explains itself: narrows <command> --help."
 
 
+READER_GONE = 128 + 13
+"""What a shell tells of a program that SIGPIPE ended."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 only on success, 2 with a message that explains the mistake, else 1."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run one command; 0 only on success, 2 with a message that explains the mistake, else 1.
+
+    Where nobody reads what it prints any more, as behind `| head`, it ends without a word.
+    """
+    try:
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return READER_GONE
+
+
+def _reader_is_gone() -> bool:
+    """Whether an output is a pipe that nobody reads; what is still to be written into such is dropped."""
+    poll = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        poll.register(stream.fileno(), 0)  # asks for nothing, and is told of hang-ups all the same
+    unread = [descriptor for descriptor, _ in poll.poll(0)]
+    for descriptor in unread:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return bool(unread)
+
+
+def _run(arguments: Sequence[str]) -> int:
     console = Console(json="--json" in arguments)
     places = find_places(os.environ)
     try:

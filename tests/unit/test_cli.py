@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,29 @@ def _csv(tmp_path: Path, text: str = ROWS) -> str:
     path = tmp_path / "interactions.csv"
     path.write_text(text)
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("features list --app megashop", 141),
+        ("features audit --app megashop --json", 141),
+        ("features explain nothing --app megashop --json", 141),
+        ("--help", 0),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True], ids=["output", "output and errors"])
+def test_a_command_that_nobody_reads_ends_without_a_word(line: str, code: int, together: bool) -> None:
+    """As behind `| head`, which has read its lines and gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    errors = subprocess.STDOUT if together else subprocess.PIPE
+    command = [sys.executable, "-m", "narrows.cli", *line.split()]
+    ended = subprocess.run(command, stdout=writing, stderr=errors, text=True, check=False)
+    os.close(writing)
+    assert ended.returncode == code
+    assert "BrokenPipe" not in (ended.stderr or "")
+    assert "Traceback" not in (ended.stderr or "")
 
 
 def test_import_prints_one_json_object_and_keeps_the_report(
