@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
+import sys
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -16,6 +18,7 @@ from narrows.errors import Problem
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _REQUIRED: Any = object()
+LARGEST_FLOAT = sys.float_info.max
 
 
 def duration_s(text: object) -> float | None:
@@ -60,6 +63,12 @@ def read_json_texts(path: Path, problems: list[Problem]) -> tuple[str, ...]:
     twice = sorted(item for item, times in Counter(content).items() if times > 1)
     problems += [Problem(path.name, "file", item, "give every item once") for item in twice]
     return tuple(content)
+
+
+def _range(low: float, high: float) -> str:
+    if math.isinf(low):
+        return ""
+    return f" of {low:g} or more" if math.isinf(high) else f" of {low:g} to {high:g}"
 
 
 class Table:
@@ -120,16 +129,16 @@ class Table:
         high: float = float("inf"),
         whole: bool = False,
     ) -> float:
-        """A number from `low` to `high`."""
-        value = self._get(key, default, low)
+        """A finite number from `low` to `high`."""
+        harmless = max(low, -LARGEST_FLOAT)
+        value = self._get(key, default, harmless)
         right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if right and low <= value <= high:
+        if right and harmless <= value <= min(high, LARGEST_FLOAT):
             return float(value)
-        kind = "a whole number" if whole else "a number"
-        self.problem(
-            key, value, f"write {kind} of {low:g} {f'to {high:g}' if high < float('inf') else 'or more'}"
-        )
-        return low
+        infinite = right and not -LARGEST_FLOAT <= value <= LARGEST_FLOAT
+        kind = "a whole number" if whole else "a finite number" if infinite else "a number"
+        self.problem(key, value, f"write {kind}{_range(low, high)}")
+        return harmless
 
     def whole(self, key: str, default: Any = _REQUIRED, *, low: int, high: float = float("inf")) -> int:
         """A whole number from `low` to `high`."""

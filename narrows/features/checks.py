@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from narrows.errors import Problem
-from narrows.events import nearest
+from narrows.events import USUAL, is_usual, nearest
 from narrows.features.computed import COMPUTED, MISSING_SUFFIX, ComputedKind
 from narrows.features.declarations import CLASSES, FeatureDeclaration, lineage
 from narrows.features.kinds import KINDS, PerValue
@@ -84,6 +84,8 @@ def _check_words(declaration: FeatureDeclaration) -> Iterator[Problem]:
     for key, wanted in declaration.where.items():
         if not isinstance(wanted, str | int | float):
             yield _problem(declaration, f"where.{key}", wanted, "give one text, number, true or false")
+        elif not isinstance(wanted, str) and not is_usual(wanted):
+            yield _problem(declaration, f"where.{key}", wanted, f"no event holds it; give a number {USUAL}")
 
 
 def _check_kind(declaration: FeatureDeclaration) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ import math
 from datetime import date
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +35,17 @@ RIGHT = {
     "keep": 20, "statistic": "mean", "buckets": 4, "values": ["x", "y"], "among": ["x"], "context": "device",
     "column": "price", "item": "brand", "scale": "log", "of": "a",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("default", [math.nan, math.inf, -math.inf, 10**400])
+def test_a_default_that_is_no_finite_number_is_told_once(default: Any) -> None:
+    """With what to write instead."""
+    one = {"name": "a", "kind": "count", "owner": "o", "description": "d", "events": ["view"]}
+    problems: list[Problem] = []
+    table = Table({"feature": [{**one, "default": default}]}, "features.toml", "", problems)
+    problems += check(read_features(table, EVENTS))
+    (problem,) = problems
+    assert (problem.path, problem.remedy) == ("feature[0].default", "write a finite number")
 
 
 @st.composite

@@ -310,6 +310,8 @@ def test_what_is_too_fast_for_a_person_is_declared(app_dir: Path) -> None:
     assert load_app(APPS / "media").bots.events_per_minute == 120.0
     spoil(app_dir, "app.toml", "events_per_minute = 90", "events_per_minute = 0")
     assert problems(app_dir) == ["app.toml: bots.events_per_minute = 0: write a number of 1 or more"]
+    spoil(app_dir, "app.toml", "events_per_minute = 0", "events_per_minute = inf")
+    assert problems(app_dir) == ["app.toml: bots.events_per_minute = inf: write a finite number of 1 or more"]
 
 
 def test_how_vectors_lie_in_opensearch_is_declared(app_dir: Path) -> None:
