@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.errors import InvalidInput
+from narrows.events import is_usual
 from narrows.settings import Catalogue
 
 CATEGORIES_KEPT = 4
@@ -132,9 +133,10 @@ def _coded_lists(
 
 def _number(value: Any) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
+    return number if is_usual(number) else float("nan")  # float32 would make infinities of the largest
 
 
 def _title(value: Any) -> bytes:

@@ -21,6 +21,7 @@ from narrows.column_names import (
     plain_name,
 )
 from narrows.errors import NarrowsError
+from narrows.events import USUAL, is_usual
 from narrows.ids import LONGEST_ID_BYTES
 from narrows.settings import Catalogue
 
@@ -135,7 +136,7 @@ def judge_interactions(
         ("bad item id", map(_bad_id, items)),
         ("unparsable timestamp", np.isnan(times)),
         ("timestamp before 1980 or in the future", ~plausible),
-        ("value is not a finite number", ~usable),
+        (f"value is not a finite number {USUAL}", ~usable),
         ("duplicate row", duplicates(rows, tally.seen)),
     )
     kept = [i for i in range(len(users)) if i not in reasons]
@@ -233,7 +234,10 @@ def _has_surrogates(text: str) -> bool:
 
 
 def _values(rows: Rows, columns: ColumnMap) -> tuple[Doubles, Flags]:
-    """The values, nan where a row has none, and whether each is usable: absent is, infinite is not."""
+    """The values, nan where a row has none, and whether each is usable: absent is, infinite is not.
+
+    Nor is one that an event may not have: what a file says of a visitor is folded like an event.
+    """
     name = columns.columns.get("event_value")
     values, usable = np.full(len(rows.lines), np.nan), np.ones(len(rows.lines), dtype=np.bool_)
     if name is None:
@@ -246,7 +250,7 @@ def _values(rows: Rows, columns: ColumnMap) -> tuple[Doubles, Flags]:
         except ValueError:
             usable[i] = False
         else:
-            usable[i] = math.isfinite(values[i])
+            usable[i] = is_usual(values[i])
     return values, usable
 
 

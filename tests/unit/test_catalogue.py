@@ -36,6 +36,12 @@ def test_each_part_gets_its_column_and_vocabulary() -> None:
     assert items.columns["regions"][2].tolist() == [1, 0, -1, -1]
 
 
+def test_a_number_that_no_item_may_have_is_missing() -> None:
+    """float32 would make it infinite, and every number that is computed from it."""
+    table = {"sku": list("abcd"), "eur": [1.0, 1e39, "1e300", 10**400]}
+    np.testing.assert_array_equal(item_columns(table, SHOP).columns["price"], [1.0, np.nan, np.nan, np.nan])
+
+
 def test_a_title_is_cut_between_characters() -> None:
     """Sixty two-byte letters are 120 bytes: 48 whole ones fit into 96."""
     titles = item_columns(TABLE, SHOP).columns["title"]

@@ -81,8 +81,8 @@ def test_every_refused_row_is_listed_with_its_line_and_reason(tmp_path: Path) ->
         5: "unparsable timestamp",
         6: "timestamp before 1980 or in the future",
         7: "timestamp before 1980 or in the future",
-        8: "value is not a finite number",
-        9: "value is not a finite number",
+        8: "value is not a finite number from -1e+15 to 1e+15",
+        9: "value is not a finite number from -1e+15 to 1e+15",
         10: "duplicate row",
         11: "3 cells where the header has 5",
         12: "6 cells where the header has 5",
@@ -104,6 +104,15 @@ def test_accepted_rows_carry_the_apps_labels(tmp_path: Path) -> None:
     strange = {"user_id": "u2", "item_id": "i2", "time": 1600000012.0, "event_type": "hover"}
     assert _rows(data, "interactions") == [known, {**strange, "value": None, "weight": 1.0}]
     assert report["interactions"]["unknown_event_types"] == {"hover": 1}
+
+
+def test_a_value_that_no_event_may_have_is_refused(tmp_path: Path) -> None:
+    """It would make sums infinite in which it is folded, from a file as over HTTP."""
+    header = "USER_ID,ITEM_ID,TIMESTAMP,EVENT_TYPE,EVENT_VALUE\n"
+    rows = "".join(f"u{n},i1,1600000000,view,{value}\n" for n, value in enumerate(("1e308", "-1e16", "1e15")))
+    report, data = _run(_folder(tmp_path, {"interactions.csv": header + rows}), tmp_path)
+    assert report["interactions"]["reasons"] == {"value is not a finite number from -1e+15 to 1e+15": 2}
+    assert [one["value"] for one in _rows(data, "interactions")] == [1e15]
 
 
 def test_csv_gz_and_parquet_give_the_same_data(tmp_path: Path) -> None:
