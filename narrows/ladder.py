@@ -14,7 +14,7 @@ import numpy as np
 
 from narrows.exploration import arrange
 from narrows.features.registry import FeatureSet
-from narrows.policy import PolicyState, gate, passing
+from narrows.policy import PolicyState, gate, passing, region_asked
 from narrows.question import Question, Request
 from narrows.ranking import Ranked, Ranker, RankRequest
 from narrows.retrieval import NO_ROWS, Candidates, CandidateSource, Retrieved, Rows, gather, merge
@@ -103,7 +103,10 @@ def ruled(run: Run, question: Question) -> Question:
     passes = partial(
         passing, state=stages.policy, rules=stages.app.rules, context=question.context, now=run.request.now
     )
-    return replace(question, query=replace(question.query, passes=passes))
+    region = region_asked(stages.policy, stages.app.rules, question.context)
+    return replace(
+        question, query=replace(question.query, passes=passes, sold_in=region, scarce=stages.policy.scarce)
+    )
 
 
 def climb(run: Run, question: Question) -> Offer:

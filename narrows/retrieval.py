@@ -31,7 +31,9 @@ class Query:
     `history` runs from the oldest to the newest, with `history_times` (epoch seconds) and `history_weights`
     (labels of the event types) alongside. `seeds` are the product page's item or the cart's items; `segment`
     is "" when unknown. `passes(rows)` tells which rows the rules allow now, so that a source with one list
-    for many visitors need not spend its quota on others; the gate judges again.
+    for many visitors need not spend its quota on others; the gate judges again. `sold_in` is the region in
+    which an item must be sold, "" where the rules ask for none or everything is sold there; `scarce` is False
+    where the rules bar so few items that what is nearest to a visitor may be taken as it is.
     """
 
     history: Rows
@@ -43,6 +45,8 @@ class Query:
     segment: str = ""
     exclude: Rows = field(default_factory=lambda: NO_ROWS)
     passes: Callable[[Rows], NDArray[np.bool_]] | None = None
+    sold_in: str = ""
+    scarce: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,14 +30,19 @@ class IndexGone(NarrowsError):
 class Where:
     """Which vectors may be found: for each filter named, one of the values given; all filters hold.
 
-    `{"region": {"DE"}, "category": {"shoes", "bags"}}` finds what is sold in DE and is a shoe or a bag.
+    `{"region": {"DE"}, "category": {"shoes", "bags"}}` finds what is sold in DE and is a shoe or a bag. A
+    filter that is `or_none` too lets pass what has no value of it, as what is sold everywhere has no region.
     """
 
     any_of: Mapping[str, frozenset[str]] = field(default_factory=lambda: MappingProxyType({}))
+    or_none: frozenset[str] = frozenset()
 
-    def key(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    def key(self) -> tuple[tuple[str, bool, tuple[str, ...]], ...]:
         """The filter as something that can be hashed; equal filters have equal keys."""
-        return tuple((name, tuple(sorted(values))) for name, values in sorted(self.any_of.items()))
+        return tuple(
+            (name, name in self.or_none, tuple(sorted(values)))
+            for name, values in sorted(self.any_of.items())
+        )
 
 
 EVERYTHING = Where()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from zipfile import BadZipFile
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from narrows.adapters.faiss_lists import Exact, Lists, built, joined, packed
 from narrows.adapters.slots import Slots
@@ -120,6 +121,21 @@ class FaissVectorIndex:
         other._state = _State(
             replace(fresh, slots=fresh.slots.renumbered(rows)),
             replace(lists, slots=lists.slots.renumbered(rows)) if lists else None,
+        )
+        return other
+
+    def tagged(self, name: str, words: Sequence[str], codes: NDArray[np.int32]) -> FaissVectorIndex:
+        """The same, filtered by an attribute: row `i` has the words of `codes[i]`, int32[k] with -1 for none.
+
+        It takes the place of this one, which shares its lists.
+        """
+        filters = (*(one for one in self.filters if one != name), name)
+        other = replace(self, filters=filters, _lock=threading.Lock())
+        fresh, lists = self._state.fresh, self._state.lists
+        other._state = _State(
+            replace(fresh, slots=fresh.slots.tagged(name, words, codes)),
+            replace(lists, slots=lists.slots.tagged(name, words, codes)) if lists else None,
+            self._state.left,
         )
         return other
 

@@ -86,7 +86,10 @@ class MemoryVectorIndex:
 
 
 def _passes(entry: _Entry, where: Where) -> bool:
-    return all(values & entry.attributes.get(name, frozenset()) for name, values in where.any_of.items())
+    return all(
+        values & held if (held := entry.attributes.get(name)) else name in where.or_none
+        for name, values in where.any_of.items()
+    )
 
 
 class MemoryIndexVersions:

@@ -205,8 +205,8 @@ class OpenSearchVectorIndex:
         knn: dict[str, Any] = {"vector": vector, "k": k}
         knn["method_parameters"] = {"ef_search": max(k, self.settings.ef_search)}
         if where.any_of:
-            terms = [{"terms": {name: sorted(values)}} for name, values in sorted(where.any_of.items())]
-            knn["filter"] = {"bool": {"filter": terms}}
+            filters = [_filter(name, where) for name in sorted(where.any_of)]
+            knn["filter"] = {"bool": {"filter": filters}}
         # ids and sources are kept packed, and to unpack them took most of a search's time
         return {
             "size": k,
@@ -296,6 +296,14 @@ class OpenSearchVectorIndex:
             if result["status"] != 400:
                 _fail(self.version, result["status"], result["error"])
             yield row, str(result["error"].get("reason"))
+
+
+def _filter(name: str, where: Where) -> dict[str, Any]:
+    terms = {"terms": {name: sorted(where.any_of[name])}}
+    if name not in where.or_none:
+        return terms
+    none = {"bool": {"must_not": {"exists": {"field": name}}}}
+    return {"bool": {"should": [terms, none], "minimum_should_match": 1}}
 
 
 def _batches(changes: Iterable[tuple[str, ...]], size: int) -> Iterator[list[tuple[str, ...]]]:

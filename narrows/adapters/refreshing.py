@@ -9,16 +9,29 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from narrows.adapters.bundle import ABSENT, RANKER_FILE, TWO_TOWER, Serving, load_serving, parts_of
+import numpy as np
+
+from narrows.adapters.bundle import (
+    ABSENT,
+    RANKER_FILE,
+    REGIONS,
+    TWO_TOWER,
+    Serving,
+    load_serving,
+    parts_of,
+    with_regions,
+)
 from narrows.adapters.placing import TEXT_ENCODER, with_newest
 from narrows.adapters.snapshots import SnapshotCopy
 from narrows.control import Pointer
+from narrows.encoding import Array
 from narrows.errors import BundleError, NarrowsError, SnapshotError
 from narrows.features import statistics
 from narrows.pipeline import Stages
 from narrows.policy import PolicyLog
 from narrows.ranking import MANIFEST
 from narrows.settings import App
+from narrows.snapshot import ItemSnapshot
 from narrows.vector_index import IndexGone, IndexVersions, WatchedIndex
 
 POINTERS_EVERY_S = 3.0
@@ -83,8 +96,11 @@ class Cellar:
 
         SnapshotError where the version does not descend from the one that is served.
         """
+        sold = _regions(serving.snapshot)
         snapshot = self._copy.follow(serving.snapshot, pointer, within_s=DELTAS_WITHIN_S)
         sources, unplaced = with_newest(serving.sources, snapshot)
+        if not np.array_equal(sold, _regions(snapshot)[: len(sold)]):
+            sources = with_regions(sources, snapshot)
         known = {part: why for part, why in serving.problems.items() if part not in MENDED}
         static_rows = snapshot.rows(self._app.static_items)
         followed = replace(
@@ -97,6 +113,11 @@ class Cellar:
             problems={**known, **unplaced},
         )
         return self._with_index(followed) if serving.index is None else followed
+
+
+def _regions(snapshot: ItemSnapshot) -> Array:
+    """A copy, since the next version of a snapshot changes the lines of this one."""
+    return np.array(snapshot.columns.get(REGIONS, ()))
 
 
 def _without_index(serving: Serving, why: str) -> Serving:

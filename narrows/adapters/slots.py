@@ -40,6 +40,12 @@ class Tags:
             found[self.slots[np.isin(self.codes, codes)]] = True
         return found
 
+    def any(self, size: int) -> Flags:
+        """bool[size]: the slots that have a value."""
+        found = np.zeros(size, np.bool_)
+        found[self.slots] = True
+        return found
+
     def extended(self, values: Sequence[Sequence[str]], first: int) -> Tags:
         """With these values of the slots from `first` on."""
         vocabulary = dict(self.vocabulary)
@@ -162,6 +168,15 @@ class Slots:
         later = np.where(held, rows[np.where(held, self.rows, 0)] if len(rows) else -1, -1).astype(np.int32)
         return Slots(later, self.alive & (later >= 0), self.tags)
 
+    def tagged(self, name: str, words: Sequence[str], codes: NDArray[np.int32]) -> Slots:
+        """With the values of an attribute: row `i` has the words of `codes[i]`, int32[k] with -1 for none."""
+        held = np.flatnonzero((self.rows >= 0) & (self.rows < len(codes)))
+        theirs = codes[self.rows[held]]
+        at, place = np.nonzero(theirs >= 0)
+        vocabulary = {word: code for code, word in enumerate(words)}
+        tags = Tags(vocabulary, held[at].astype(np.int32), theirs[at, place].astype(np.int32))
+        return Slots(self.rows, self.alive, {**self.tags, name: tags}, _place=self._place)
+
     def without(self, rows: Rows) -> Slots:
         """With the slots of these rows dead; filters stay known, since only the living changed."""
         place = self._places()
@@ -194,7 +209,9 @@ class Slots:
         def made() -> Bits:
             found = np.ones(len(self), np.bool_)
             for name, values in where.any_of.items():
-                found &= self.tags.get(name, Tags.empty()).holding(values, len(self))
+                tags = self.tags.get(name, Tags.empty())
+                holding = tags.holding(values, len(self))
+                found &= holding | ~tags.any(len(self)) if name in where.or_none else holding
             return np.packbits(found, bitorder="little")
 
         return _kept(self._filters, where.key(), made)

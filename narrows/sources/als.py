@@ -171,7 +171,7 @@ class AlsSource:
         visitor = self.visitor(query)
         if visitor is None:
             return NOTHING
-        return nearest(self.vectors, visitor, quota, query.exclude, self.index)
+        return nearest(self.vectors, visitor, quota, query, self.index)
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The inner products for given rows; nan for unknown rows and for a visitor without history."""

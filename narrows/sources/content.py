@@ -96,7 +96,7 @@ class ContentSource:
         taste = self.visitor(query)
         if taste is None:
             return NOTHING
-        return nearest(self.vectors, taste, quota, query.exclude, self.index)
+        return nearest(self.vectors, taste, quota, query, self.index)
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The cosine to the mean of the last items."""

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from narrows.errors import BundleError
 from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Query, Retrieved, Rows, among
-from narrows.vector_index import MOST_RESULTS, VectorIndex
+from narrows.vector_index import EVERYTHING, MOST_RESULTS, VectorIndex, Where
 
 RowsOf = Callable[[Sequence[str]], Rows]
+Passes = Callable[[Rows], NDArray[np.bool_]]
 NOTHING = Retrieved(NO_ROWS, NO_WEIGHTS)
+REGION = "region"
+FURTHER = 4
 LOOKED_AT = 50_000
 """How far down a list one looks for what may be shown: a millisecond's worth."""
 
@@ -54,8 +57,28 @@ def first(ordered: Rows, quota: int, query: Query) -> Rows:
     return np.concatenate(found)[:quota]
 
 
+def best_allowed(scores: Floats, quota: int, exclude: Rows, passes: Passes | None) -> Retrieved:
+    """`best`, of those that may be shown where most of the highest may not."""
+    found = best(scores, quota, exclude)
+    if passes is None or not crowded(found.rows, passes):
+        return found
+    rows = np.flatnonzero(scores > -np.inf).astype(np.int32)
+    scores[rows[~passes(rows)]] = -np.inf
+    return best(scores, quota, NO_ROWS)
+
+
+def judging(query: Query) -> Passes | None:
+    """What tells whether rows may be shown, where it is worth while to ask."""
+    return query.passes if query.scarce else None
+
+
+def crowded(rows: Rows, passes: Passes) -> bool:
+    """Whether most of the rows may not be shown."""
+    return 2 * int(np.count_nonzero(passes(rows))) < len(rows)
+
+
 def nearest(
-    vectors: Floats, wanted: Floats, quota: int, exclude: Rows, index: VectorIndex | None
+    vectors: Floats, wanted: Floats, quota: int, query: Query, index: VectorIndex | None
 ) -> Retrieved:
     """The rows with the highest inner products, by the index, or without one by comparing every row.
 
@@ -63,16 +86,36 @@ def nearest(
     """
     if index is None:
         scores = vectors @ wanted
-        return best(np.where(np.isnan(scores), -np.inf, scores), quota, exclude)
-    return searched(index, wanted, quota, known(exclude, len(vectors)))
+        allowing = np.where(np.isnan(scores), -np.inf, scores)
+        return best_allowed(allowing, quota, query.exclude, judging(query))
+    return allowed(index, wanted, quota, known(query.exclude, len(vectors)), query)
 
 
-def searched(index: VectorIndex, wanted: Floats, quota: int, exclude: Rows) -> Retrieved:
+def searched(
+    index: VectorIndex, wanted: Floats, quota: int, exclude: Rows, where: Where = EVERYTHING
+) -> Retrieved:
     """The rows of an index with the highest inner products, without the excluded ones."""
-    found = index.search(wanted, min(max(quota + len(exclude), 1), MOST_RESULTS))
+    found = index.search(wanted, min(max(quota + len(exclude), 1), MOST_RESULTS), where)
     rows, scores = found.rows[0], found.scores[0]
     kept = (rows >= 0) & ~among(rows, exclude)
     return Retrieved(rows[kept][:quota], scores[kept][:quota])
+
+
+def allowed(index: VectorIndex, wanted: Floats, quota: int, exclude: Rows, query: Query) -> Retrieved:
+    """`searched` for what is sold where the visitor is; deeper where most of it may not be shown.
+
+    What is sold out or blocked no index knows. It is left out of `FURTHER` times as many, and no more is
+    looked at: a search costs what it finds. So is it where lists near the visitor hold too few for a region.
+    """
+    where = EVERYTHING
+    if query.sold_in and REGION in index.filters:
+        where = Where({REGION: frozenset({query.sold_in})}, or_none=frozenset({REGION}))
+    found, passes = searched(index, wanted, quota, exclude, where), judging(query)
+    if passes is None or not (len(found.rows) < quota or crowded(found.rows, passes)):
+        return found
+    more = searched(index, wanted, FURTHER * quota, exclude, where)
+    kept = np.flatnonzero(passes(more.rows))[:quota]
+    return Retrieved(more.rows[kept], more.scores[kept])
 
 
 def fill_missing(

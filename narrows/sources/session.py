@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from narrows.networks import Weights, session_state
 from narrows.retrieval import Floats, Query, Retrieved, Rows, among
 from narrows.sources.rows import (
     NOTHING,
+    Passes,
     RowsOf,
-    best,
+    allowed,
+    best_allowed,
+    crowded,
+    judging,
     known,
     load_arrays,
     look_up,
@@ -120,12 +125,24 @@ class SessionSource:
         asked = self._asked(query, quota)
         if asked is None:
             return NOTHING
-        excluded = known(query.exclude, len(self.places))
+        excluded, passes = known(query.exclude, len(self.places)), judging(query)
         if asked.logits is None:
-            kept = np.flatnonzero(~among(asked.found.rows, excluded))[:quota]
-            return Retrieved(asked.found.rows[kept], _log_likelihood(asked.found.scores[kept], asked))
-        found = best(asked.logits.copy(), quota, self.places[excluded])
+            found = self._allowed(query, asked, quota, excluded, passes)
+            return Retrieved(found.rows, _log_likelihood(found.scores, asked))
+        by_place = partial(_passing, passes, self.rows) if passes else None
+        found = best_allowed(asked.logits.copy(), quota, self.places[excluded], by_place)
         return Retrieved(self.rows[found.rows], _log_likelihood(found.scores, asked))
+
+    def _allowed(
+        self, query: Query, asked: _Asked, quota: int, excluded: Rows, passes: Passes | None
+    ) -> Retrieved:
+        """Of what was found for the sum of all likelihoods; where most of it may not be shown, of others."""
+        assert self.index is not None
+        kept = np.flatnonzero(~among(asked.found.rows, excluded))[:quota]
+        found = Retrieved(asked.found.rows[kept], asked.found.scores[kept])
+        if passes is None or not crowded(found.rows, passes):
+            return found
+        return allowed(self.index, asked.state, quota, excluded, query)
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The same for given rows; nan for unknown rows and for a visitor without a known item."""
@@ -183,6 +200,10 @@ class SessionSource:
         rest = float(drawn.sum()) / others * (len(self.items) - len(places)) if others else 0.0
         total = float(np.exp(found.scores - top).sum() + rest)
         return _Asked(query, state, float(top) + float(np.log(total)), found=found)
+
+
+def _passing(passes: Passes, rows: Rows, places: Rows) -> NDArray[np.bool_]:
+    return passes(rows[places])
 
 
 def _log_likelihood(logits: Floats, asked: _Asked) -> Floats:

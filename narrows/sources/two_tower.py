@@ -138,7 +138,7 @@ class TwoTowerSource:
         visitor = self.visitor(query)
         if visitor is None:
             return NOTHING
-        return nearest(self.vectors, visitor, quota, query.exclude, self.index)
+        return nearest(self.vectors, visitor, quota, query, self.index)
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The inner products for given rows; nan for unknown rows, or where the visitor is unknown."""

@@ -102,6 +102,20 @@ class VectorIndexContract:
         ]
         assert index.search(question, 2, where("region", "JP")).rows.tolist() == [[-1, -1]]
 
+    def test_what_has_no_value_may_pass_too(self, index: VectorIndex) -> None:
+        """Sold in the region asked for, or in no region in particular, which is everywhere."""
+        regions: list[tuple[str, ...]] = [("DE",), (), ("US",), ("US", "DE"), ("US",), ()]
+        vectors = unit(7)
+        index.upsert(np.arange(6, dtype=np.int32), vectors[:6], {"region": regions})
+        index.upsert(rows(6), vectors[6:])
+        index.refresh()
+        question = unit(1, seed=5)[0]
+        assert set(index.search(question, 7, sold_in("DE")).rows[0].tolist()) == {0, 1, 3, 5, 6, -1}
+        assert set(index.search(question, 7, sold_in("JP")).rows[0].tolist()) == {1, 5, 6, -1}
+        both = Where({"region": frozenset({"US"}), "category": frozenset({"tea"})}, frozenset({"region"}))
+        assert index.search(question, 1, both).rows.tolist() == [[-1]]
+        assert set(index.search(question, 7, where("region", "DE")).rows[0].tolist()) == {0, 3, -1}
+
     def test_an_unknown_filter_is_refused(self, index: VectorIndex) -> None:
         """In a search and in a change, by name, with the names that there are."""
         with pytest.raises(InvalidInput, match=r"'colour'.*region, category, seller"):
@@ -165,6 +179,10 @@ class VectorIndexContract:
         asking.join()
         assert not misses
         assert len(index) == 50
+
+
+def sold_in(region: str) -> Where:
+    return Where({"region": frozenset({region})}, or_none=frozenset({"region"}))
 
 
 def where(name: str, *values: str) -> Where:

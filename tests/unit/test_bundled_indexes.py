@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from narrows import networks
-from narrows.adapters.bundle import Serving, load_serving
+from narrows.adapters.bundle import Serving, load_serving, with_regions
 from narrows.adapters.bundled_indexes import RECALL, bound_index, index_files, write_indexes
 from narrows.adapters.faiss import FaissVectorIndex
 from narrows.adapters.memory_vectors import MemoryVectorIndex
@@ -167,6 +167,38 @@ def test_an_item_that_comes_later_is_found_by_the_index(app: App, made: Path, tm
     found = source.index.search(source.vectors[ITEMS], 1)
     assert found.rows.tolist() == [[ITEMS]] or found.scores[0, 0] == pytest.approx(1.0, abs=1e-3)
     assert len(source.index) == ITEMS + 1
+
+
+def sold(folder: Path, codes: Sequence[int]) -> ItemSnapshot:
+    """The catalogue in which item `i` is sold in the region of that code, -1 for everywhere."""
+    columns = {"title": np.asarray([b""] * ITEMS), "regions": np.asarray(codes, np.int32)[:, None]}
+    words = {"regions": ("US", "DE")}
+    write_base(folder, IDS.tolist(), columns, version=folder.name, spare=0, vocabularies=words)
+    return open_base(folder)
+
+
+@pytest.mark.parametrize("name", ["two_tower", "als", "session", "content"])
+def test_what_is_sold_in_one_region_of_ten_is_found_there(
+    app: App, made: Path, tmp_path: Path, name: str
+) -> None:
+    """The whole quota, by chance here and there at first, then in a part of the clusters alone."""
+    items, drawn = np.arange(ITEMS), np.random.default_rng(6).random(ITEMS)
+    before = np.where(drawn < 0.05, -1, np.where(drawn < 0.1, 1, 0))
+    after = np.where(items % 10 == 3, 1, 0)
+    sources = load_serving(app, made / "model", sold(tmp_path / "s1", before.tolist())).sources
+    later = sold(tmp_path / "s2", after.tolist())
+    for theirs, codes in ((sources, before), (with_regions(sources, later), after)):
+        source: Any = theirs[name]
+        exact = replace(source, index=None, **({"_newest": []} if name == "session" else {}))
+        inside = codes != 0
+        found = 0
+        for at in range(20):
+            asked = replace(visitor(later, at), sold_in="DE", passes=lambda rows, of=inside: of[rows])
+            ours, best = source.retrieve(asked, 30), exact.retrieve(replace(asked), ITEMS)
+            wanted = best.rows[inside[best.rows]][:30]
+            assert len(ours.rows) == len(wanted) == 30
+            found += len(np.intersect1d(ours.rows, wanted))
+        assert found >= 0.85 * 20 * 30
 
 
 def test_rows_are_renumbered_and_lost_ones_are_gone(made: Path) -> None:

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from narrows.adapters.bundle import by_region
+from narrows.adapters.faiss import FaissVectorIndex
 from narrows.features.registry import FeatureSet
 from narrows.pipeline import Recommendation, Request, Stages, recommend
 from narrows.policy import Change, GateContext, PolicyState, gate, passing
@@ -20,10 +22,13 @@ from narrows.ranking import FusionRanker
 from narrows.retrieval import Query
 from narrows.settings import App, Rule, SourceQuota, load_app
 from narrows.snapshot import ItemSnapshot, open_base, write_base
+from narrows.sources import SignallingSource, als
 from narrows.sources.fresh import fresh
 from narrows.sources.popular import Params, Popular
 from narrows.sources.rows import LOOKED_AT, first
+from narrows.vector_index import VectorIndex
 from narrows.visitor import Visitor
+from tests.unit.test_indexing import network as towers_of_four
 from tests.unit.test_sources_popular import query
 
 NOW = 1_700_000_000.0
@@ -113,6 +118,77 @@ def test_hundreds_that_come_first_and_may_not_be_shown_take_no_place(
     assert answer.record.counts["candidates"] == QUOTA
     assert sorted(answer.eligible.tolist()) == list(range(BARRED, BARRED + QUOTA))
     assert [item.row for item in answer.slate] == list(range(BARRED, BARRED + 10))
+
+
+def learned(snapshot: ItemSnapshot, name: str, index: VectorIndex | None) -> SignallingSource:
+    """A source for which who looks at the last item is nearest to row 0, next nearest to row 1, and so on."""
+    shares = np.linspace(1.0, 0.1, SIZE, dtype=np.float32)[:, None]
+    ids = np.asarray(IDS)
+    source: Any
+    if name == "als":
+        vectors = np.hstack([shares, np.zeros_like(shares)])
+        source = als.Als(ids, vectors, als.Params(dimension=2)).bind(snapshot.rows, SIZE)
+    else:
+        towers = replace(towers_of_four(), item_ids=ids, vectors=np.ones((SIZE, 3), np.float32))
+        source = towers.bind(snapshot.rows, SIZE)
+        visitor = source.visitor(replace(query(), seeds=np.asarray([SIZE - 1], np.int32)))
+        source.vectors[:-1] = (shares * visitor)[:-1]
+    if index is None:
+        return source  # type: ignore[no-any-return]
+    index.upsert(np.arange(SIZE, dtype=np.int32), source.vectors)
+    return source.searching(by_region(index, snapshot))  # type: ignore[no-any-return]
+
+
+def answer_of(
+    app: App, snapshot: ItemSnapshot, name: str, changes: list[Change], index: VectorIndex | None = None
+) -> Recommendation:
+    """What a visitor from Germany who looks at the last item is answered by this source alone."""
+    page = replace(
+        app.surfaces["homepage"], sources=(SourceQuota(name, QUOTA, 0.5),), seed="item", exclude_seen=False
+    )
+    stages = stages_of(replace(app, surfaces={"homepage": page}), snapshot, "popular", changes)
+    stages = replace(stages, sources={name: learned(snapshot, name, index)})
+    context = MappingProxyType({"location": "DE"})
+    request = Request(
+        "homepage", 10, NOW, stages.clock() + 1.0, "r1", session_key="s#1", item_ids=IDS[-1:], context=context
+    )
+    return recommend(request, stages)
+
+
+@pytest.mark.parametrize("bar", BARS)
+@pytest.mark.parametrize("source", ["als", "two_tower"])
+def test_a_learned_source_goes_on_behind_what_may_not_be_shown(
+    app: App, snapshot: ItemSnapshot, source: str, bar: str
+) -> None:
+    """All are compared anyway: the quota is of the best that may be shown."""
+    answer = answer_of(app, snapshot, source, [BARS[bar](item) for item in IDS[:BARRED]])
+    assert sorted(answer.eligible.tolist()) == list(range(BARRED, BARRED + QUOTA))
+
+
+@pytest.mark.parametrize(("source", "width"), [("als", 2), ("two_tower", 3)])
+def test_an_index_is_asked_for_what_is_sold_where_the_visitor_is(
+    app: App, tmp_path: Path, source: str, width: int
+) -> None:
+    """Nine of ten are sold elsewhere; of the others some are sold everywhere, and some in several regions."""
+    elsewhere, somewhere = [[0, -1], [0, 1]], [[2, -1], [-1, -1], [0, 2]]
+    regions = np.asarray([*(elsewhere * SIZE)[:BARRED], *(somewhere * SIZE)[: SIZE - BARRED]], np.int32)
+    columns = {"regions": regions, "category": [["a"]] * SIZE, "created_at": np.zeros(SIZE)}
+    words = {"regions": ("US", "AT", "DE")}
+    write_base(tmp_path, IDS, columns, version="s1", spare=0, vocabularies=words)
+    index = FaissVectorIndex("v1", width, filters=())
+    answer = answer_of(app, open_base(tmp_path), source, [], index)
+    assert sorted(answer.eligible.tolist()) == list(range(BARRED, BARRED + QUOTA))
+
+
+@pytest.mark.parametrize(("source", "width"), [("als", 2), ("two_tower", 3)])
+def test_an_index_is_asked_for_more_where_most_of_it_is_sold_out(
+    app: App, snapshot: ItemSnapshot, source: str, width: int
+) -> None:
+    """It does not know what is in stock; once, and four times as deep at most."""
+    index = FaissVectorIndex("v1", width, filters=())
+    sold_out = [Change("stock", item, False) for item in IDS[:60]]
+    answer = answer_of(app, snapshot, source, sold_out, index)
+    assert sorted(answer.eligible.tolist()) == list(range(60, 60 + QUOTA))
 
 
 def test_a_new_item_is_offered_behind_hundreds_of_newer_ones_that_sold_out(

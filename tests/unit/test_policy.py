@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from narrows.policy import Change, GateContext, PolicyState, gate
+from narrows.policy import Change, GateContext, PolicyState, gate, region_asked
 from narrows.retrieval import Rows
 from narrows.settings import Rule
 from narrows.snapshot import delta_path, open_base, write_base, write_delta
@@ -55,6 +55,21 @@ def test_every_rule_drops_its_items_and_counts_them() -> None:
     assert not verdict.allowed.any()
     assert verdict.dropped_by == ("do_not_show", "region", "stock", "blocked", "unknown_item", "unknown_item")
     assert verdict.reasons == {"do_not_show": 1, "region": 1, "stock": 1, "blocked": 1, "unknown_item": 2}
+
+
+def test_a_region_is_asked_for_where_something_is_not_sold_in_it(tmp_path: Path) -> None:
+    """Where the rules judge regions at all, and the catalogue knows the visitor's."""
+    columns = {"regions": np.array([[0, 1], [1, -1], [-1, -1]], np.int32)}
+    words = {"regions": ("AT", "DE", "US")}
+    write_base(tmp_path, ["a", "b", "c"], columns, version="s1", spare=0, vocabularies=words)
+    state = PolicyState.over(open_base(tmp_path))
+    asked = {region: region_asked(state, RULES, GateContext(region)) for region in ("AT", "DE", "JP", "")}
+    assert asked == {"AT": "AT", "DE": "", "JP": "", "": ""}
+    assert region_asked(state, RULES[:2], GateContext("AT")) == ""
+    everywhere = PolicyState.empty(rows_of, len(ITEMS))
+    assert region_asked(everywhere, RULES, GateContext("AT")) == ""
+    assert (state.scarce, everywhere.scarce) == (True, False)
+    assert fresh(Change("stock", "a", False, 1)).scarce
 
 
 def test_the_age_of_the_facts_does_not_drop_what_was_judged_when_it_was_built() -> None:
