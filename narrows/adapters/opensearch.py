@@ -182,6 +182,19 @@ class OpenSearchVectorIndex:
             self._read(one, found.rows[at], found.scores[at], scales[at])
         return found
 
+    def finds(self, rows: Rows) -> NDArray[np.bool_]:
+        """bool[n]: which of the rows a search can find: those put in since the last refresh not yet."""
+        body = {
+            "size": len(rows),
+            "query": {"ids": {"values": [str(row) for row in rows.tolist()]}},
+            "stored_fields": "_none_",
+            "docvalue_fields": ["row"],
+        }
+        with asking(self.version):
+            answer = self.client.search(index=self._parts(), body=body, params=PATIENT)
+        found = [int(hit["fields"]["row"][0]) for hit in answer["hits"]["hits"]]
+        return np.isin(rows, found)
+
     def meta(self) -> dict[str, Any]:
         """What its mappings say of it, by which it is opened again as it was made."""
         return {

@@ -103,7 +103,7 @@ class OpenSearchIndexVersions:
             self._client.indices.put_settings(index=parts[0], body=often, params=PATIENT)
             self._client.indices.update_aliases(body={"actions": actions}, params=PATIENT)
 
-    def open(self, version: str | None = None) -> VectorIndex:
+    def open(self, version: str | None = None) -> OpenSearchVectorIndex:
         there = self._there(OPENING_S)
         named = {name for name, state in there.states.items() if state == LIVE}
         wanted = next(iter(named), None) if version is None else version

@@ -159,6 +159,23 @@ def test_a_change_is_found_before_the_main_part_knows(client: OpenSearch, name: 
 
 
 @pytest.mark.local
+def test_it_tells_which_rows_a_search_can_find(client: OpenSearch, name: str) -> None:
+    """Not before the refresh, and no more after it took notice of the deletion; in both parts."""
+    versions = OpenSearchIndexVersions(client, name, SMALL, search_s=20.0)
+    versions.create("v1", DIMENSION).upsert(numbers(1), unit(1))
+    versions.promote("v1")
+    index = versions.open("v1")
+    client.indices.put_settings(index=f"{name}-*", body={"index": {"refresh_interval": "-1"}})
+    index.upsert(numbers(2, 3), unit(2))
+    assert index.finds(numbers(1, 2, 3, 4)).tolist() == [True, False, False, False]
+    index.refresh()
+    assert index.finds(numbers(1, 2, 3, 4)).tolist() == [True, True, True, False]
+    index.delete(numbers(1, 2))
+    index.refresh()
+    assert index.finds(numbers(1, 2, 3, 4)).tolist() == [False, False, True, False]
+    assert index.finds(numbers()).tolist() == []
+
+
 def test_what_changes_is_found_without_being_asked(client: OpenSearch, name: str) -> None:
     """The fresh part refreshes itself: a new row within two seconds, and nobody called refresh."""
     index = opened(client, name)

@@ -10,7 +10,7 @@ import pytest
 
 from narrows.cli import main
 from narrows.cli.console import CommandFailed, Progress
-from narrows.cli.freshness import CREATED, SUPPRESSED, Probes
+from narrows.cli.freshness import CREATED, SUPPRESSED, Index, Probes
 from narrows.settings import App, load_app
 
 APPS = Path(__file__).parents[2] / "apps"
@@ -71,8 +71,10 @@ def app() -> App:
     return load_app(APPS / "shopnow")
 
 
-def measured(app: App, api: DelayedApi, count: int = 30) -> tuple[Probes, dict[str, Any]]:
-    probes = Probes(app, api, api.clock, api.sleep, run="7")
+def measured(
+    app: App, api: DelayedApi, count: int = 30, index: Index | None = None
+) -> tuple[Probes, dict[str, Any]]:
+    probes = Probes(app, api, api.clock, api.sleep, run="7", index=index)
     with Progress("probes", count, "probes") as progress:
         probes.measure(count, progress)
     return probes, probes.report()
@@ -88,6 +90,39 @@ def test_the_delays_are_found(app: App) -> None:
         assert one[SUPPRESSED]["p99"] == pytest.approx(1.5, abs=0.2)
     assert set(report["surfaces"]) == {"feed", "product"}
     assert api.most <= 40
+
+
+class DelayedIndex:
+    """Finds items so many seconds after they came; `never` those whose number ends so."""
+
+    def __init__(self, api: DelayedApi, delay_s: float, never: str = "-") -> None:
+        self.api, self.delay_s, self.never = api, delay_s, never
+
+    def found(self, item_ids: Sequence[str]) -> set[str]:
+        self.api.time += 0.01
+        since = {one: self.api.known[one][0] for one in item_ids if not one.endswith(self.never)}
+        return {one for one, at in since.items() if self.api.time >= at + self.delay_s}
+
+
+@pytest.mark.parametrize("delay_s", [3.0, 15.0])
+def test_the_index_is_looked_at_where_vectors_lie_in_one(app: App, delay_s: float) -> None:
+    """Whether it is faster or slower than the source that offers strangers what is new."""
+    api = DelayedApi(9.0, 1.5)
+    _, report = measured(app, api, index=DelayedIndex(api, delay_s))
+    assert report["created_to_indexed"]["p50"] == pytest.approx(delay_s, abs=0.3)
+    assert report[CREATED]["p99"] == pytest.approx(9.0, abs=0.3)
+    assert report[SUPPRESSED]["p99"] == pytest.approx(1.5, abs=0.3)
+    assert report["ok"]
+    assert "created_to_indexed" not in measured(app, DelayedApi(9.0, 1.5))[1]
+
+
+def test_a_probe_that_never_comes_into_the_index_is_told(app: App) -> None:
+    """One of ten is infinitely late, and the others are not."""
+    api = DelayedApi(1.0, 1.0)
+    _, report = measured(app, api, count=10, index=DelayedIndex(api, 2.0, never="7"))
+    assert not report["ok"]
+    assert "created_to_indexed" in report["reasons"][0]
+    assert report["created_to_indexed"]["p50"] == pytest.approx(2.0, abs=0.3)
 
 
 def test_probes_are_sold_out_and_deleted_and_all_are_removed(app: App) -> None:
