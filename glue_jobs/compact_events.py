@@ -93,7 +93,7 @@ def compact(
     rejected = _keep_malformed(spark, landed)
     merged = _merge(spark, events(landed), events_per_minute)
     counts = {"files": len(new.files), "malformed": rejected, **merged}
-    totals = _added(json.loads(properties.get(TOTALS, "{}")), today.isoformat(), counts)
+    totals = _added(json.loads(properties.get(TOTALS, "{}")), today, counts)
     _set_properties(spark, {READ_THROUGH: json.dumps(new.through), TOTALS: json.dumps(totals)})
     landed.unpersist()
     return counts
@@ -253,12 +253,13 @@ def _properties(spark: SparkSession) -> dict[str, str]:
 
 
 def _added(
-    totals: Mapping[str, Mapping[str, int]], day: str, counts: Mapping[str, int]
+    totals: Mapping[str, Mapping[str, int]], today: date, counts: Mapping[str, int]
 ) -> dict[str, Mapping[str, int]]:
-    """The counts of each of the last days, with these in those of their day."""
+    """The counts of each of the last days, with these in those of today."""
+    day, first = today.isoformat(), (today - timedelta(days=DAYS_OF_TOTALS - 1)).isoformat()
     before = totals.get(day, {})
     mine = {name: before.get(name, 0) + count for name, count in counts.items()}
-    return dict(sorted({**totals, day: mine}.items())[-DAYS_OF_TOTALS:])
+    return {name: one for name, one in {**totals, day: mine}.items() if name >= first}
 
 
 def _set_properties(spark: SparkSession, properties: Mapping[str, str]) -> None:
