@@ -1,8 +1,8 @@
 """A catalogue's table -> the columns that every stage reads, under the names of the parts they play.
 
 An app names its own columns in `[catalogue]`; the engine only knows the parts: category, brand, price,
-created_at, regions, title; and the numbers among its `attributes`, by their own names. The snapshot, the
-training jobs and the tests all take their columns from here.
+created_at, regions, title, text; and the numbers among its `attributes`, by their own names. The snapshot,
+the training jobs and the tests all take their columns from here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from narrows.errors import InvalidInput
 from narrows.events import is_usual
 from narrows.settings import Catalogue
+from narrows.text_vectors import TEXT_BYTES, cut, document_names, documents
 
 CATEGORIES_KEPT = 4
 TITLE_BYTES = 96
@@ -29,7 +30,8 @@ class ItemColumns:
 
     category int32[n] (the first), category_all int32[n, 4], brand int32[n], price float32[n] (nan: none),
     created_at float64[n] (epoch seconds, nan: none), regions int32[n, r] (empty: everywhere),
-    title bytes[n] (UTF-8, cut at 96 bytes), price_position float32[n] (the share of its category that is
+    title bytes[n] (UTF-8, cut at 96 bytes), text bytes[n] (all that is written about it, cut as
+    `text_vectors.documents` does), price_position float32[n] (the share of its category that is
     cheaper, from 0 for the cheapest to 1, nan: no price), attributes float32[n]. A part that the app does not
     declare has no column.
     """
@@ -76,7 +78,11 @@ def item_columns(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> It
         within = columns.get("category", np.zeros(len(ids), np.int32))
         columns["price_position"] = price_position(columns["price"], within)
     if catalogue.text and catalogue.text[0] in table:
-        columns["title"] = np.array([_title(value) for value in table[catalogue.text[0]]], f"S{TITLE_BYTES}")
+        titles = ["" if value is None else str(value) for value in table[catalogue.text[0]]]
+        columns["title"] = np.array([cut(one, TITLE_BYTES).encode() for one in titles], f"S{TITLE_BYTES}")
+    if not table.keys().isdisjoint(document_names(catalogue)):
+        texts = [one.encode() for one in documents(table, catalogue)]
+        columns["text"] = np.array(texts, f"S{TEXT_BYTES}")
     return ItemColumns(ids, columns, vocabularies)
 
 
@@ -137,8 +143,3 @@ def _number(value: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         return float("nan")
     return number if is_usual(number) else float("nan")  # float32 would make infinities of the largest
-
-
-def _title(value: Any) -> bytes:
-    text = "" if value is None else str(value)
-    return text.encode()[:TITLE_BYTES].decode(errors="ignore").encode()

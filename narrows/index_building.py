@@ -19,7 +19,7 @@ MOST_ROUNDS = 5
 """A catalogue that never rests is looked at so often; the first time is the one that counts."""
 FILTERED = {"region": "regions", "category": "category_all"}
 """Filters, and the snapshot's columns that have their values."""
-SAID = ("title", "category_all", "brand", "regions")
+SAID = ("text", "title", "category_all", "brand", "regions")
 """The columns that an item's vector and its filters come from."""
 
 

@@ -19,7 +19,12 @@ def item_details(snapshot: ItemSnapshot, ids: Sequence[str]) -> dict[str, Detail
 
 
 def written(snapshot: ItemSnapshot, rows: Sequence[int]) -> list[str]:
-    """What is written about the items of these rows: title, categories and brand."""
+    """What is written about the items of these rows, as training reads it.
+
+    A snapshot of before it kept that has title, categories and brand.
+    """
+    if "text" in snapshot.columns:
+        return [bytes(text).decode() for text in snapshot.columns["text"][list(rows)]]
     names = [name for name in ("title", "category_all", "brand") if name in snapshot.columns]
     taken = {name: snapshot.columns[name][list(rows)] for name in names}
     texts = []

@@ -38,7 +38,7 @@ RUNGS = ("full", "remembered", "in_process", "last_slate", "segment", "static")
 RULE_NAMES = ("stock", "region", "do_not_show", "blocked")
 LARGEST_LIMIT = 100
 PARTS = frozenset(
-    {"category", "category_all", "brand", "price", "price_position", "created_at", "regions", "title"}
+    {"category", "category_all", "brand", "price", "price_position", "created_at", "regions", "title", "text"}
 )
 """The columns that the engine itself reads of a catalogue, whatever the app calls them."""
 METRICS = re.compile(

@@ -15,6 +15,7 @@ from narrows.freshening import ItemEntry
 from narrows.settings import Catalogue
 from narrows.snapshot import ItemSnapshot, write_base, write_delta
 from narrows.sources.rows import look_up
+from narrows.text_vectors import document_names
 
 SPARE_ROWS = 8192
 """Lines for new items behind a base: when they are used up, a new base is written."""
@@ -108,8 +109,7 @@ def new_base(directory: Path, snapshot: ItemSnapshot, change: SnapshotChange, *,
 
 def _columns(entries: Sequence[ItemEntry], catalogue: Catalogue) -> ItemColumns:
     names = (
-        *catalogue.text[:1], catalogue.categories, catalogue.brand, catalogue.price, catalogue.time,
-        catalogue.regions, *catalogue.attributes,
+        *document_names(catalogue), catalogue.price, catalogue.time, catalogue.regions, *catalogue.attributes,
     )  # fmt: skip
     table = {name: [entry.values.get(name) for entry in entries] for name in names if name}
     return item_columns({**table, catalogue.id: [entry.item_id for entry in entries]}, catalogue)

@@ -26,6 +26,8 @@ WORD = re.compile(r"\w+")
 MOST_WORDS = 512
 """Of one text; what stands behind is not read."""
 MOST_CHARACTERS = 20_000
+TEXT_BYTES = 256
+"""Of what is written about an item, as UTF-8: the snapshot keeps no more, so training may not read more."""
 SPARE_DIRECTIONS = 10
 ITERATIONS = 4
 
@@ -137,17 +139,27 @@ def fit_hashed_words(
 
 def documents(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> list[str]:
     """What is written about each item of a table: its text columns, categories and brand."""
-    names = [*catalogue.text, catalogue.categories, catalogue.brand]
-    present = [name for name in dict.fromkeys(names) if name and name in table]
+    present = [name for name in document_names(catalogue) if name in table]
     count = len(next(iter(table.values()), ()))
-    return [" ".join(_written(table[name][row]) for name in present) for row in range(count)]
+    parts = [[_written(value, name == catalogue.categories) for value in table[name]] for name in present]
+    return [cut(" ".join(part[row] for part in parts), TEXT_BYTES) for row in range(count)]
 
 
-def _written(value: Any) -> str:
+def document_names(catalogue: Catalogue) -> list[str]:
+    """The columns in which it stands what is written about an item, each once."""
+    return [name for name in dict.fromkeys((*catalogue.text, catalogue.categories, catalogue.brand)) if name]
+
+
+def cut(text: str, size: int) -> str:
+    """As many of its characters as fit into so many bytes of UTF-8."""
+    return text[:size].encode(errors="ignore")[:size].decode(errors="ignore")
+
+
+def _written(value: Any, several: bool = False) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, str):
-        return value[:MOST_CHARACTERS]
+        return value[:MOST_CHARACTERS].replace("|", " ") if several else value[:MOST_CHARACTERS]
     try:
         return " ".join(str(part) for part in list(value)[:MOST_WORDS] if part is not None)
     except TypeError:

@@ -20,7 +20,7 @@ from narrows.interactions import Interactions
 from narrows.retrieval import Rows
 from narrows.settings import App, Catalogue, SourceQuota, Surface, load_app
 from narrows.text_settings import TextSettings
-from narrows.text_vectors import TextEncoder, documents, fit_hashed_words
+from narrows.text_vectors import TextEncoder, fit_hashed_words
 from sagemaker_jobs.container import Container
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
@@ -157,8 +157,9 @@ def _columns(
     renamed = {catalogue.id if name == "item_id" else name: values for name, values in table.items()}
     read_columns = item_columns(renamed, catalogue)
     place = np.searchsorted(log.item_ids, np.asarray(read_columns.ids, str))
-    for at, text in zip(place.tolist(), documents(renamed, catalogue), strict=True):
-        texts[at] = text
+    written = read_columns.columns.get("text", np.zeros(len(place), "S1"))
+    for at, text in zip(place.tolist(), written.tolist(), strict=True):
+        texts[at] = text.decode()
     columns = {}
     for name, values in read_columns.columns.items():
         if values.dtype.kind in "fi":
