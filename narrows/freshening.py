@@ -18,7 +18,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from narrows.collecting import ObjectStore
-from narrows.errors import BundleError, Conflict, EncoderUnavailable, InvalidInput, StoreUnavailable
+from narrows.errors import (
+    BundleError,
+    Conflict,
+    EncoderUnavailable,
+    InvalidInput,
+    SnapshotError,
+    StoreUnavailable,
+)
 from narrows.item_upsert import VERSION, ItemUpsert, parse_item, sent_id
 from narrows.policy import Change
 from narrows.retrieval import Floats
@@ -235,18 +242,36 @@ class _Batch:
         try:
             for _ in range(ATTEMPTS):
                 stored = self.table.read([one.item_id for one in self.upserts])
-                verdicts = [self._judge(one, stored.get(one.item_id)) for one in self.upserts]
+                snapshot, why_not = self._snapshot(stored)
+                verdicts = [
+                    self._lost(one, why_not)
+                    if why_not and one.item_id not in stored
+                    else self._judge(one, stored.get(one.item_id))
+                    for one in self.upserts
+                ]
                 wanted = [
                     one
                     for one, verdict in zip(self.upserts, verdicts, strict=True)
                     if verdict.status == "accepted"
                 ]
-                unread = self._written(wanted, stored) if wanted else {}
+                unread = self._written(wanted, stored, snapshot) if wanted else {}
                 if unread is not None:
                     return [replace(one, no_vector=unread.get(one.item_id or "")) for one in verdicts]
         except StoreUnavailable as error:
             return [self._lost(one, str(error)) for one in self.upserts]
         return [self._lost(one, "others changed these items at the same time") for one in self.upserts]
+
+    def _snapshot(self, stored: Mapping[str, ItemEntry]) -> tuple[ItemSnapshot | None, str]:
+        """(what is published, where an item may have a row there, why that cannot be read).
+
+        Items that the table knows do not wait for it: what is sold out must go.
+        """
+        if all(one.item_id in stored for one in self.upserts):
+            return None, ""
+        try:
+            return self.published(), ""
+        except (SnapshotError, StoreUnavailable) as error:
+            return None, str(error)
 
     def _judge(self, upsert: ItemUpsert, stored: ItemEntry | None) -> ItemVerdict:
         accepted = ItemVerdict(0, upsert.item_id, "accepted")
@@ -267,10 +292,10 @@ class _Batch:
         return int(self.now * 1000) if upsert.version is None else upsert.version
 
     def _written(
-        self, wanted: Sequence[ItemUpsert], stored: Mapping[str, ItemEntry]
+        self, wanted: Sequence[ItemUpsert], stored: Mapping[str, ItemEntry], published: ItemSnapshot | None
     ) -> Mapping[str, str] | None:
         """Stored, but without a vector: item id -> why; None where somebody else wrote first."""
-        rows, new, block = self._rows([one.item_id for one in wanted], stored)
+        rows, new, block = self._rows([one.item_id for one in wanted], stored, published)
         vectors, unread = self._vectors(wanted)
         writes: list[ItemWrite] = []
         changes: list[Change] = []
@@ -298,14 +323,13 @@ class _Batch:
         )
 
     def _rows(
-        self, item_ids: Sequence[str], stored: Mapping[str, ItemEntry]
+        self, item_ids: Sequence[str], stored: Mapping[str, ItemEntry], published: ItemSnapshot | None
     ) -> tuple[dict[str, int], set[str], RowBlock | None]:
         """The row of each item, which of them get one now, and the block that these come from."""
         rows = {item_id: stored[item_id].row for item_id in item_ids if item_id in stored}
         unknown = [item_id for item_id in item_ids if item_id not in rows]
         if not unknown:
             return rows, set(), None
-        published = self.published()
         there = published.rows(unknown).tolist() if published else [-1] * len(unknown)
         rows |= {item_id: row for item_id, row in zip(unknown, there, strict=True) if row >= 0}
         new = [item_id for item_id in unknown if item_id not in rows]

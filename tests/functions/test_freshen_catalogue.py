@@ -17,7 +17,7 @@ from narrows.adapters.items import DynamoItemTable
 from narrows.adapters.s3 import S3Objects
 from narrows.control import Pointer, model_pointer, snapshot_pointer
 from narrows.errors import StoreUnavailable
-from narrows.freshening import QUARANTINE, ItemEntry
+from narrows.freshening import QUARANTINE, SEND_AGAIN, ItemEntry
 from narrows.ranking import ModelManifest, write_manifest
 from narrows.snapshot import write_base
 from tests.contract.tables import create_bucket, create_table
@@ -110,6 +110,28 @@ def test_without_its_bucket_it_suppresses_all_the_same(
     assert (verdict["status"], verdict["no_vector"]) == ("accepted", "StoreUnavailable")
     assert deployed.send({"item_id": "shoe", "deleted": True})[0]["status"] == "accepted"
     assert deployed.rules() == [("stock", "shoe", False), ("deleted", "shoe", True)]
+
+
+@pytest.mark.parametrize("snapshot", [None, b"{"])
+def test_what_is_known_does_not_wait_for_a_snapshot_that_cannot_be_read(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch, snapshot: bytes | None
+) -> None:
+    """S3 is away, or holds a damaged one: only items that may have a row there are to be sent again."""
+    deployed.send(SHOE)
+    control = Pointer("s1", "snapshots/s1", 1.0)
+    deployed.control.move(snapshot_pointer("megashop"), control, expected=None)
+
+    def download(prefix: str, folder: Path) -> None:
+        if snapshot is None:
+            raise StoreUnavailable("S3 did not answer")
+        (folder / "manifest.json").write_bytes(snapshot)
+
+    monkeypatch.setattr(deployed.module.FRESHENER._live.copy, "_download", download)
+    new, sold_out = deployed.send({"item_id": "boot", "stock": 0}, {**SHOE, "stock": 0})
+    assert (new["status"], new["remedy"]) == ("rejected", SEND_AGAIN)
+    assert sold_out["status"] == "accepted"
+    assert deployed.rules() == [("stock", "shoe", False)]
+    assert list(deployed.stored("shoe", "boot")) == ["shoe"]
 
 
 def test_versions_decide_what_counts(deployed: Deployed) -> None:
