@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from narrows.control import ControlTable, Pointer, model_pointer, model_prefix
@@ -25,7 +25,7 @@ MOST_KEPT = 3
 
 @dataclass(frozen=True, eq=False)
 class BundleEncoder:
-    """The item network of one bundle, whose version its vectors have."""
+    """The item network of one bundle, whose version its vectors have; without those of the training."""
 
     version: str
     network: two_tower.TwoTower
@@ -120,7 +120,9 @@ def _loaded(version: str, prefix: str, get: Get, text_encoder: TextEncoder | Non
         network = _copied(prefix, two_tower.FILE, get, Path(scratch))
         if hashlib.sha256(network.read_bytes()).hexdigest() != files[two_tower.FILE]:
             raise BundleError(f"{prefix}/{two_tower.FILE} differs from its manifest; promote again")
-        return BundleEncoder(version, two_tower.load(network).reading(text_encoder))
+        towers = two_tower.load(network)
+        lean = replace(towers, item_ids=towers.item_ids[:0].copy(), vectors=towers.vectors[:0].copy())
+        return BundleEncoder(version, lean.reading(text_encoder))
 
 
 def _copied(prefix: str, file: str, get: Get, folder: Path) -> Path:

@@ -69,6 +69,10 @@ def test_each_kept_model_is_read_once(bucket: Bucket) -> None:
         kept.of("m2")
     for number in range(2, MOST_KEPT + 2):
         bucket.keep(f"m{number}")
+    first = kept.of("m1")
+    assert first is not None
+    assert (first.embed(["red tea"]) == network().embed(["red tea"])).all()
+    assert len(first.network.vectors) == 0
     assert [kept.of(f"m{number}").version for number in (1, 2, 2)] == ["m1", "m2", "m2"]  # type: ignore[union-attr]
     asked = bucket.asked
     kept.of("m1")
