@@ -16,7 +16,7 @@ from narrows.adapters.memory_vectors import MemoryIndexVersions
 from narrows.adapters.placing import with_newest
 from narrows.catalogue import item_columns
 from narrows.freshening import freshen
-from narrows.indexing import build_index
+from narrows.index_building import build_index
 from narrows.interactions import Interactions, coded_interactions
 from narrows.item_details import written
 from narrows.retrieval import Floats, Rows
@@ -107,7 +107,7 @@ def test_everyone_reads_the_same_of_an_item(app: App, tmp_path: Path) -> None:
     placing, building = Reader(), Reader()
     source = ContentSource(np.full((1, 2), np.nan, np.float32), placing, Params())
     with_newest({"content": source}, base)
-    build_index(MemoryIndexVersions(), "m1", network(building), base)
+    build_index(MemoryIndexVersions(), "m1", network(building), lambda: base, lambda: None)
     assert trained == read == placing.read == building.read == [SAID]
     assert written(open_snapshot(tmp_path / "live"), [0]) == written(base, [0]) == [SAID]
 
