@@ -148,7 +148,7 @@ def _flattened(text: str) -> str:
 
 def _is_deeper(content: object, levels: int) -> bool:
     """Whether lists and objects lie within each other on more than so many levels; told without recursion."""
-    level: list[Any] = [content]
+    level: list[Any] = [content] if isinstance(content, dict | list) else []
     for _ in range(levels):
         level = [one for each in level for one in (each.values() if isinstance(each, dict) else each)]
         level = [one for one in level if isinstance(one, dict | list)]

@@ -341,13 +341,16 @@ def test_items_come_through_the_stream_as_well(deployed: Deployed) -> None:
         {"item_id": "a", "version": 2, "price": 2},
     ]
     records = [("shard-0", str(n), json.dumps(one).encode()) for n, one in enumerate(sent)]
-    records.append(("shard-0", "9", b"\xff no json"))
+    records += [("shard-0", str(8 + n), data) for n, data in enumerate((b"\xff no json", b"3", b"null"))]
     assert deployed.module.handler(kinesis_event(records), CONTEXT) == {"batchItemFailures": []}
     assert deployed.stored("a", "b") == {"a": deployed.stored("a")["a"]}
     assert deployed.stored("a")["a"].values == {"price": 3}
     (key,) = deployed.objects.keys(QUARANTINE)
     lines = [json.loads(line) for line in gzip.decompress(deployed.objects.get(key) or b"").splitlines()]
-    assert [(line["field"], line.get("item_id")) for line in lines] == [("price", "b"), ("item", None)]
+    assert [(line["field"], line.get("item_id")) for line in lines] == [
+        ("price", "b"),
+        *[("item", None)] * 3,
+    ]
 
 
 def test_refused_items_of_the_stream_wait_for_their_quarantine(

@@ -183,6 +183,10 @@ def test_without_the_key_nothing_is_taken(deployed: Deployed, personalize: Any, 
             "eventList[0].properties",
         ),
         (
+            {"trackingId": "t", "sessionId": "s", "eventList": [{"eventType": "click", "properties": "3"}]},
+            "eventList[0].properties",
+        ),
+        (
             '{"trackingId": "t", "sessionId": "s", "eventList": [{"eventType": "click", "properties": {"a": '
             + "[" * 960
             + "]" * 960
