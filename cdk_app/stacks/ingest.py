@@ -181,7 +181,16 @@ class IngestStack(cdk.Stack):
         allow_endpoint(function.role, self._config)
         allow_objects(function.role, data.bucket, data.key, read=["models"])
         consumption = Consumption(500, 1, attempts=None, max_age_s=20 * 3600)
-        self._consume("IndexItemsFromItems", function, data.items, consumption)
+        self._consume("IndexItemsFromItems", function, self._data.items, consumption)
+        refused = cloudwatch.Metric(
+            namespace="Narrows",
+            metric_name="ItemsRefused",
+            dimensions_map={"FunctionName": function.function.function_name, "service": "index_items"},
+            statistic="Sum",
+            period=cdk.Duration.hours(1),
+        )
+        why = "Items are not in the vector index; the function's log names them, and why"
+        Alarms(self._stage).on(function, "RefusedAlarm", refused, 0, why, at_once=True)
         return function
 
     def _function(

@@ -46,8 +46,9 @@ class TrainingStack(cdk.Stack):
         self.promote_model = self._promote_model(search)
         self.state_machine = self._state_machine()
         self._schedule()
-        failed = self.state_machine.metric_failed()
-        Alarms(self._stage).on(self, "FailedAlarm", failed, 0, "Training failed; the live model stays")
+        failed = self.state_machine.metric_failed(period=cdk.Duration.hours(1))
+        why = "Training failed; the live model stays"
+        Alarms(self._stage).on(self, "FailedAlarm", failed, 0, why, at_once=True)
         cdk.CfnOutput(self, "StateMachineArn", value=self.state_machine.state_machine_arn)
         for script in self.spark.jobs:
             cdk.CfnOutput(self, f"{_words(script)}Job", value=self.spark.name_of(script))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aws_lambda_powertools import Logger
+from aws_lambda_powertools import Logger, single_metric
+from aws_lambda_powertools.metrics import MetricUnit
 
 from narrows.adapters.aws import client
 from narrows.adapters.item_encoder import KeptEncoders
@@ -29,6 +30,7 @@ class Settings:
     search_name: str
     search_engine: str
     aws_region: str
+    aws_lambda_function_name: str
 
 
 SETTINGS = environment(Settings, os.environ)
@@ -48,7 +50,7 @@ LOGGER = Logger(service="index_items")
 def handler(event: dict[str, Any], _: Any) -> None:
     """A batch of the table's stream; while the index is away Lambda delivers it again and again.
 
-    So nothing else may raise: an item that cannot be indexed is refused, and told.
+    So nothing else may raise: an item that cannot be indexed is refused, told and counted.
     """
     entries, unreadable = readable_entries_of(event)
     indexed = index_items(entries, VERSIONS, APP.catalogue, NETWORKS.of)
@@ -56,3 +58,6 @@ def handler(event: dict[str, Any], _: Any) -> None:
     if refused or indexed.waiting:
         told = {"refused": dict(list(refused.items())[:5]), "count": len(refused), "waiting": indexed.waiting}
         LOGGER.warning("items are not in the index", extra=told)
+    if refused:
+        with single_metric("ItemsRefused", MetricUnit.Count, len(refused)) as metric:
+            metric.add_dimension("FunctionName", SETTINGS.aws_lambda_function_name)

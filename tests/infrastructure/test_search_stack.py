@@ -11,7 +11,7 @@ import pytest
 from cdk_app.config import load
 from narrows.errors import SettingsError
 from tests.infrastructure.conftest import Synthesised, synthesise
-from tests.infrastructure.test_stacks import variables_read
+from tests.infrastructure.test_stacks import SET_BY_LAMBDA, variables_read
 
 
 @pytest.fixture(scope="module", params=["dev", "prod"])
@@ -86,7 +86,7 @@ def test_variables_of_the_tier_are_those_that_handlers_know(searching: Synthesis
         if not name.startswith("POWERTOOLS_")
     }
     required, known = variables_read(folder)
-    assert required - {"AWS_REGION"} <= deployed <= known
+    assert required - SET_BY_LAMBDA <= deployed <= known
 
 
 def test_items_reach_the_index_by_their_tables_stream(searching: Synthesised) -> None:
@@ -110,6 +110,17 @@ def test_items_reach_the_index_by_their_tables_stream(searching: Synthesised) ->
             [one for one in searching.of_type("AWS::IAM::Policy").values() if role in json.dumps(one)]
         )
         assert "es:ESHttpPut" in policies
+
+
+def test_a_refused_item_rings(searching: Synthesised) -> None:
+    """One is enough: the alarm watches the metric that the function writes, of this deployment alone."""
+    alarms = searching.of_type("AWS::CloudWatch::Alarm", "ingest").values()
+    (alarm,) = [one["Properties"] for one in alarms if one["Properties"].get("MetricName") == "ItemsRefused"]
+    assert (alarm["Namespace"], alarm["Threshold"], alarm["DatapointsToAlarm"]) == ("Narrows", 0, 1)
+    assert alarm["EvaluationPeriods"] == 1
+    dimensions = {one["Name"]: one["Value"] for one in alarm["Dimensions"]}
+    assert dimensions["service"] == "index_items"
+    assert dimensions["FunctionName"]["Ref"].startswith("IndexItems")
 
 
 def test_what_can_be_built_again_is_not_kept(searching: Synthesised) -> None:

@@ -30,7 +30,7 @@ STREAMS = {"dev": 6, "prod": 6, "local": 5}
 STREAM = "AWS::Kinesis::Stream"
 OF_A_TIER = {"authorise_search", "index_items"}
 """Deployed only for apps whose vectors lie in OpenSearch: test_search_stack.py."""
-SET_BY_LAMBDA = {"AWS_REGION"}
+SET_BY_LAMBDA = {"AWS_REGION", "AWS_LAMBDA_FUNCTION_NAME"}
 READ_BY_LIBRARIES = {"POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE"}
 
 
@@ -388,6 +388,13 @@ def test_an_alarm_counts_rejected_events_that_were_not_kept(stage: Synthesised) 
     (dimension,) = alarm["Dimensions"]
     assert dimension["Name"] == "FunctionName"
     assert dimension["Value"]["Ref"].startswith("CollectEvents")
+
+
+def test_one_failed_night_rings(stage: Synthesised) -> None:
+    """A run fails once and is over: an alarm that waited for a second period would never ring."""
+    alarms = [one["Properties"] for one in stage.of_type("AWS::CloudWatch::Alarm", "training").values()]
+    (failed,) = [one for one in alarms if "Training failed" in one["AlarmDescription"]]
+    assert (failed["EvaluationPeriods"], failed["DatapointsToAlarm"], failed["Threshold"]) == (1, 1, 0)
 
 
 def test_outputs_name_what_people_and_programs_need(stage: Synthesised) -> None:
