@@ -1,4 +1,4 @@
-"""What came of what was shown: labels with their windows, and items that were passed over.
+"""What came of what was shown: labels with their windows.
 
 An event type's `matures_after` is how long after the impression its outcome may still come. Until the longest
 of these windows has passed, a row is unripe: it says so, and weighs the share of the window that has passed.
@@ -12,10 +12,6 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
 
 from narrows.settings import EventType
-
-NEGATIVES = 4
-MOST_DRAWN = 20_000
-"""Of how many interactions the catalogue's negatives are drawn: often touched items come up often."""
 
 
 def interactions(events: DataFrame, types: Mapping[str, EventType], as_of: float) -> DataFrame:
@@ -115,63 +111,6 @@ def with_served(table: DataFrame, decisions: DataFrame) -> DataFrame:
     )
     joined = table.join(places, ["recommendation_id", "item_id"], "left")
     return joined.withColumn("served", F.col("snapshot_version").isNotNull())
-
-
-def negatives(
-    positives: DataFrame, impressed: DataFrame, acted: DataFrame, catalogue_like: DataFrame
-) -> DataFrame:
-    """For each (user_id, time, item_id) of `positives` as many as `NEGATIVES` items that were no choice.
-
-    First what stood in the same slate, then what the visitor was shown before, both without an outcome; only
-    then items at random, drawn as often as they are touched. Nothing that the visitor ever acted on.
-    """
-    known = positives.join(_passed_over(impressed, acted), "user_id", "left").join(
-        acted.groupBy("user_id").agg(F.collect_set("item_id").alias("theirs")), "user_id", "left"
-    )
-    before = "filter(coalesce(nothing, array()), one -> one.first_at <= time)"
-    offered = F.expr(f"slice(sort_array(transform({before}, {_RANKED})), 1, {NEGATIVES})")
-    drawn = F.expr(
-        f"transform(array_except({_DRAWN}, concat(coalesce(theirs, array()), offered.negative_id)), "
-        "one -> struct(3 AS rank, 0L AS tie, one AS negative_id, 1D AS weight))"
-    )
-    chosen = F.slice(F.concat("offered", "drawn"), 1, NEGATIVES)
-    names = F.element_at(F.array(*map(F.lit, ("slate", "shown_before", "catalogue"))), F.col("one.rank"))
-    return (
-        known.crossJoin(F.broadcast(_urn(catalogue_like)))
-        .withColumn("offered", offered)
-        .withColumn("drawn", drawn)
-        .select("user_id", "time", "item_id", F.explode(chosen).alias("one"))
-        .select("user_id", "time", "item_id", "one.negative_id", names.alias("drawn_from"), "one.weight")
-    )
-
-
-_RANKED = (
-    "one -> struct(if(array_contains(one.slates, recommendation_id), 1, 2) AS rank, "
-    "xxhash64(user_id, time, item_id, one.negative_id) AS tie, one.negative_id, one.weight)"
-)
-_DRAWN = (  # twice as many as are wanted, since some may be the visitor's own
-    f"transform(if(size(urn) > 0, sequence(1, {2 * NEGATIVES}), array()), draw -> "
-    "element_at(urn, cast(pmod(xxhash64(user_id, time, item_id, draw), size(urn)) + 1 AS int)))"
-)
-
-
-def _passed_over(impressed: DataFrame, acted: DataFrame) -> DataFrame:
-    """For each visitor the items that were shown and never acted on, with their slates and the first time."""
-    nothing = impressed.where("label = 0").join(
-        acted.select("user_id", "item_id").distinct(), ["user_id", "item_id"], "left_anti"
-    )
-    each = nothing.groupBy("user_id", F.col("item_id").alias("negative_id")).agg(
-        F.min("shown_at").alias("first_at"),
-        F.collect_set("recommendation_id").alias("slates"),
-        F.max("weight").alias("weight"),
-    )
-    one = F.struct("negative_id", "first_at", "slates", "weight")
-    return each.groupBy("user_id").agg(F.collect_list(one).alias("nothing"))
-
-
-def _urn(catalogue_like: DataFrame) -> DataFrame:
-    sample = catalogue_like.orderBy(F.xxhash64("item_id", "time")).select("item_id").limit(MOST_DRAWN)
-    return sample.agg(F.sort_array(F.collect_list("item_id")).alias("urn"))
 
 
 def _outcomes(events: DataFrame, types: Mapping[str, EventType]) -> DataFrame:

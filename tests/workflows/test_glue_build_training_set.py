@@ -280,19 +280,6 @@ def test_item_features_stand_at_moments_before_labels_and_now(
     assert items.values[0, list(items.item_ids).index("i2"), 0] == 1.0
 
 
-def test_negatives_come_from_the_slate_first(made: tuple[Path, Mapping[str, int]]) -> None:
-    """What stood beside the choice, then what was shown before, then any item; never one acted on."""
-    rows = read(made[0] / "negatives", "user_id", "time", "negative_id", "drawn_from")
-    by_label: dict[tuple[str, float], list[tuple[str, str]]] = {}
-    for user, time, negative, source in rows:
-        by_label.setdefault((user, time), []).append((negative, source))
-    assert ("i1", "slate") in by_label["u#ann", T0 + HOUR]
-    touched = {"u#ann": {"i2", "i3"}, "u#bob": {"i1", "i4"}}
-    for (user, _), found in by_label.items():
-        assert not {negative for negative, _ in found} & touched[user]
-        assert len(found) == len({negative for negative, _ in found}) <= 4
-
-
 def test_the_job_reads_the_lake_and_refuses_an_empty_one(
     spark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
