@@ -48,6 +48,7 @@ class Stage:
     tuning_budget_s: int = 600  # of each training job, for the choice of its parameters
     learned_budget_s: int = 3600  # of each learned source, for all of its training
     ranker_rows: int = 3_500_000  # at most, of replayed candidates that the ranker learns from
+    skew_rate: float = 1.0  # the share of two days' decisions whose features a night computes again
     training_instance: str = "ml.m5.xlarge"
     training_image: str = "pytorch-training:2.6.0-cpu-py312-ubuntu22.04-sagemaker"
     training_image_account: str = "763104351884"  # opt-in regions have others: see docs/operations/deploy.md
@@ -90,6 +91,7 @@ STAGES: Mapping[str, Stage] = {
         log_days=90,
         landing_days=400,
         schedule_training=True,
+        skew_rate=0.01,
         training_instance="ml.m5.4xlarge",
         glue_workers=10,
         search_instance="r7g.large.search",
@@ -166,6 +168,10 @@ def _converted(name: str, value: Any, default: object, problems: list[Problem]) 
         if re.fullmatch(r"\d+", str(value)):
             return int(value)
         problems.append(_problem(name, value, "write a whole number, 0 or more"))
+    elif isinstance(default, float):
+        if re.fullmatch(r"\d*\.?\d+", str(value)):
+            return float(value)
+        problems.append(_problem(name, value, "write a number, as 0.01"))
     elif isinstance(default, tuple):
         return tuple(one.strip() for one in str(value).split(",") if one.strip())
     else:
@@ -196,6 +202,7 @@ def _contradictions(stage: Stage) -> list[Problem]:
         ("landing_batch", 10_000),
         ("landing_window_s", 300),
         ("item_window_s", 300),
+        ("skew_rate", 1),
     ):
         if getattr(stage, name) > most:
             problems.append(_problem(name, getattr(stage, name), f"at most {most}"))

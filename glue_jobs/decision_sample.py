@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from pyspark.sql import DataFrame, Row, SparkSession
@@ -48,11 +49,14 @@ def read_sample(
 ) -> list[Decision]:
     """About this share of the records under a folder of landed lines, at most so many, none before `since`.
 
-    Only the lines of the sample are parsed. A record that landed twice is one.
+    Only the lines of the sample are parsed, and days that ended before `since` are not read. A record that
+    landed twice is one. Where nothing has landed there is nothing to look at.
     """
-    lines = (
-        spark.read.option("recursiveFileLookup", "true").option("pathGlobFilter", "*.jsonl.gz").text(landing)
-    )
+    folders = _days(spark, landing, since)
+    if not folders:
+        return []
+    files = spark.read.option("recursiveFileLookup", "true").option("pathGlobFilter", "*.jsonl.gz")
+    lines = files.text(folders)
     records = (
         chosen(lines, rate)
         .select("hash", F.from_json("value", RECORD).alias("record"))
@@ -63,6 +67,19 @@ def read_sample(
         .limit(at_most)
     )
     return [_decision(row) for row in records.collect()]
+
+
+def _days(spark: SparkSession, landing: str, since: float | None) -> list[str]:
+    """The folders of the days from `since` on, told by the arrival that is in their names; all without it."""
+    path = spark._jvm.org.apache.hadoop.fs.Path(landing)  # Spark's Python has no look for files
+    files = path.getFileSystem(spark._jsc.hadoopConfiguration())
+    if not files.exists(path):
+        return []
+    if since is None:
+        return [landing]
+    first = f"dt={datetime.fromtimestamp(since, UTC).date().isoformat()}"
+    names = [one.getPath().getName() for one in files.listStatus(path)]
+    return [f"{landing.rstrip('/')}/{name}" for name in sorted(names) if name >= first]
 
 
 def chosen(lines: DataFrame, rate: float) -> DataFrame:

@@ -1,12 +1,14 @@
 """Served vectors against the same computed from the lake: how many values agree, and why the others do not.
 
     measure_skew.py --lake PATH [--database NAME] --decisions PATH --app-config PATH --output PATH
-                    [--rate 0.01] [--at-most 2000] [--since MOMENT] [--streamed PATH] [--nightly PATH]
+                    [--rate 0.01] [--at-most 2000] [--since MOMENT | --within 2d] [--least-exact SHARE]
+                    [--streamed PATH] [--nightly PATH]
 
 A share `--rate` of the decision records under `--decisions`, chosen by a hash of their ids, is computed again
 by Spark with the definitions of today: as of the moment of the decision, from exactly those events that its
 states had applied. Every value is compared: integers and lists bit for bit, other numbers to 1 part in 10^9.
-The report, one JSON object, goes to the folder `--output`; a divergence does not fail the job.
+The report, one JSON object, goes to the folder `--output`. A divergence does not fail the job, unless fewer
+values agree than the share `--least-exact`: then its error is the report in one sentence.
 
 Items' values are approximate in the stream and exact after the night: their distance from the exact ones is
 told as information, for `--streamed` (JSON lines of item_id, at, values) and `--nightly` (build_features'
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -40,8 +43,9 @@ from narrows.marking import DUPLICATE, RATE
 from narrows.skew.comparing import Row as Vector
 from narrows.skew.comparing import compare, exact_features, values_of
 from narrows.skew.marks import DIGITS, forgotten, keys_of, marks_of, placed, reached
-from narrows.skew.report import diverging, report
+from narrows.skew.report import diverging, report, summary
 from narrows.skew.trials import Case
+from narrows.toml_reading import duration_s
 
 MARKS = (
     "key string, as_of double, origin string, shard string, last string, session string, scopes array<string>"
@@ -85,6 +89,8 @@ def applied_events(events: DataFrame, decisions: Sequence[Decision]) -> DataFram
 
 def recompute(events: DataFrame, decisions: Sequence[Decision], features: FeatureSet) -> list[Vector]:
     """Every sampled vector beside what Spark makes of its events, with what follows for the request."""
+    if not decisions:
+        return []
     applied = applied_events(events, decisions).cache()
     found: dict[str, dict[str, Any]] = {}
     for scope in VISITOR_SCOPES:
@@ -229,9 +235,20 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--at-most", type=int, default=2000, help="records to look at, at most")
     parser.add_argument("--streamed", default=None, help="items as the stream has counted them")
     parser.add_argument("--nightly", default=None, help="items as the night has computed them")
-    parser.add_argument("--since", type=moment, default=None, help="no records from before this moment")
+    parser.add_argument("--least-exact", type=float, default=0.0, help="fail below this share that agrees")
+    when = parser.add_mutually_exclusive_group()
+    when.add_argument("--since", type=moment, default=None, help="no records from before this moment")
+    when.add_argument("--within", type=_ago, dest="since", help='the same as a duration until now: "2d"')
     known, _ = parser.parse_known_args(argv)  # Glue adds arguments of its own: --JOB_NAME, --TempDir
     return known
+
+
+def _ago(text: str) -> float:
+    """The moment that lies so long before now."""
+    seconds = duration_s(text)
+    if seconds is None:
+        raise argparse.ArgumentTypeError(f'{text!r}: write a duration such as "2d", with s, m, h or d')
+    return time.time() - seconds
 
 
 def main(argv: Sequence[str]) -> None:
@@ -246,6 +263,9 @@ def main(argv: Sequence[str]) -> None:
     found = {"app": app.name, **measure(spark, sample, features), "item_statistics": items}
     write_report(spark, arguments.output, found)
     print(json.dumps(found))  # noqa: T201  # the job's log is where its result is looked for
+    share = found["exact_share"]
+    if share is not None and share < arguments.least_exact:
+        raise SystemExit(f"served features differ from the lake's: {summary(found)}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import aws_cdk as cdk
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_s3_assets as assets
 from aws_cdk import aws_scheduler as scheduler
@@ -20,7 +21,8 @@ from cdk_app.stacks.spark_jobs import SparkJobs
 from cdk_app.text_encoder import allow_endpoint, reading_code
 
 DEFINITION = ROOT / "stepfunctions" / "train_and_promote.asl.json"
-STEPS = ("compact_events", "check_data_quality", "build_features", "build_training_set")
+STEPS = ("compact_events", "check_data_quality", "build_features", "build_training_set", "measure_skew")
+METRICS = "Narrows"
 JOBS = "narrows-*"  # the prefix that the definition gives the training jobs' names
 
 
@@ -49,6 +51,7 @@ class TrainingStack(cdk.Stack):
         failed = self.state_machine.metric_failed(period=cdk.Duration.hours(1))
         why = "Training failed; the live model stays"
         Alarms(self._stage).on(self, "FailedAlarm", failed, 0, why, at_once=True)
+        self._watch_skew()
         cdk.CfnOutput(self, "StateMachineArn", value=self.state_machine.state_machine_arn)
         for script in self.spark.jobs:
             cdk.CfnOutput(self, f"{_words(script)}Job", value=self.spark.name_of(script))
@@ -140,6 +143,7 @@ class TrainingStack(cdk.Stack):
             "LearnedBudgetS": str(self._stage.learned_budget_s),
             "LearnedSources": " ".join(self._config.app.training.learned) or "none",
             "RankerRows": str(self._stage.ranker_rows),
+            "SkewRate": str(self._stage.skew_rate),
             "TrainingRoleArn": self.training_role.role_arn,
             "PromoteModelFunction": self.promote_model.function.function_arn,
             **{f"{_words(script)}Job": self.spark.name_of(script) for script in STEPS},
@@ -165,6 +169,9 @@ class TrainingStack(cdk.Stack):
         )
         allow(role, ["events:PutTargets", "events:PutRule", "events:DescribeRule"], [rule])
         allow(role, ["lambda:InvokeFunction"], [self.promote_model.function.function_arn])
+        ours = {"StringEquals": {"cloudwatch:namespace": METRICS}}
+        no_resource = "The action knows no resources; it is held to our own namespace."
+        allow(role, ["cloudwatch:PutMetricData"], ["*"], conditions=ours, because=no_resource)
         tracing = "Log delivery and tracing know no resources; CDK grants them to every state machine."
         acknowledge(role, {"IAM5[Resource::*]": tracing})
 
@@ -172,6 +179,18 @@ class TrainingStack(cdk.Stack):
         """Read one file of CDK's bucket, where `grant_read` would give the whole bucket."""
         bucket = f"arn:{self.partition}:s3:::{asset.s3_bucket_name}"
         allow(role, ["s3:GetObject"], [f"{bucket}/{asset.s3_object_key}"])
+
+    def _watch_skew(self) -> None:
+        """The workflow counts a night whose skew report is not exact, or was not made, and goes on."""
+        skewed = cloudwatch.Metric(
+            namespace=METRICS,
+            metric_name="SkewFailed",
+            dimensions_map={"Bucket": self._data.bucket.bucket_name},
+            statistic="Sum",
+            period=cdk.Duration.hours(1),
+        )
+        why = "Served features differ from the lake's, or were not compared; see docs/operations/skew.md"
+        Alarms(self._stage).on(self, "SkewAlarm", skewed, 0, why, at_once=True)
 
     def _schedule(self) -> None:
         """Nightly; the scheduler's own id names the run, since two runs must never share a name."""

@@ -15,6 +15,7 @@ from tests.functions.doorways import CONTEXT, cold_start
 
 VARIABLES = {
     "APP": "shopnow",
+    "BUCKET": "narrows",
     "SEARCH_URL": "http://127.0.0.1:9",
     "SEARCH_NAME": "narrows-shopnow-dev",
     "SEARCH_ENGINE": "lucene",

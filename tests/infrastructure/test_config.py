@@ -21,15 +21,16 @@ def test_context_overrides_a_stage() -> None:
     context = {
         "shards": "4",
         "schedule_training": "true",
+        "skew_rate": "0.25",
         "cors_origins": "https://a.example, https://b.example",
     }
     stage = load({"app": "megashop", "stage": "dev", **context}).stage
-    assert (stage.shards, stage.schedule_training) == (4, True)
+    assert (stage.shards, stage.schedule_training, stage.skew_rate) == (4, True, 0.25)
     assert stage.cors_origins == ("https://a.example", "https://b.example")
 
 
 def test_all_problems_are_told_at_once() -> None:
-    """Five mistakes give five problems, each with its key and its remedy."""
+    """Six mistakes give six problems, each with its key and its remedy."""
     context = {
         "app": "nosuch",
         "stage": "prod",
@@ -37,11 +38,12 @@ def test_all_problems_are_told_at_once() -> None:
         "authorization": "none",
         "feature_window_s": 5,
         "schedule_training": "perhaps",
+        "skew_rate": "1.5",
     }
     with pytest.raises(SettingsError) as caught:
         load(context)
     told = {problem.path for problem in caught.value.problems}
-    assert told == {"app", "shards", "authorization", "feature_window_s", "schedule_training"}
+    assert told == {"app", "shards", "authorization", "feature_window_s", "schedule_training", "skew_rate"}
     assert "megashop" in str(caught.value)
 
 

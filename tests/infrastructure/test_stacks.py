@@ -397,6 +397,30 @@ def test_one_failed_night_rings(stage: Synthesised) -> None:
     assert (failed["EvaluationPeriods"], failed["DatapointsToAlarm"], failed["Threshold"]) == (1, 1, 0)
 
 
+def test_a_skewed_night_rings(stage: Synthesised) -> None:
+    """The alarm watches the metric that the workflow writes, which may write no other namespace's."""
+    alarms = [one["Properties"] for one in stage.of_type("AWS::CloudWatch::Alarm", "training").values()]
+    (alarm,) = [one for one in alarms if one.get("MetricName") == "SkewFailed"]
+    (machine,) = stage.of_type("AWS::StepFunctions::StateMachine").values()
+    definition = json.loads(machine["Properties"]["DefinitionString"])
+    branch = definition["States"]["Train, and build the features"]["Branches"][2]["States"]
+    told = branch["Tell the skew"]["Parameters"]
+    (written,) = told["MetricData"]
+    assert (alarm["Namespace"], alarm["MetricName"]) == (told["Namespace"], written["MetricName"])
+    assert [one["Name"] for one in alarm["Dimensions"]] == [one["Name"] for one in written["Dimensions"]]
+    bucket = machine["Properties"]["DefinitionSubstitutions"]["BucketName"]
+    assert [one["Value"] for one in alarm["Dimensions"]] == [bucket]
+    assert (alarm["DatapointsToAlarm"], alarm["Threshold"]) == (1, 0)
+    (statement,) = [
+        one
+        for name, policy in stage.of_type("AWS::IAM::Policy", "training").items()
+        if "TrainAndPromoteRole" in name
+        for one in policy["Properties"]["PolicyDocument"]["Statement"]
+        if one["Action"] == "cloudwatch:PutMetricData"
+    ]
+    assert statement["Condition"] == {"StringEquals": {"cloudwatch:namespace": "Narrows"}}
+
+
 def test_outputs_name_what_people_and_programs_need(stage: Synthesised) -> None:
     """What a caller, an operator and the local cloud look up, under these names."""
     names = {name for template in stage.templates.values() for name in template["Outputs"]}

@@ -41,7 +41,7 @@ GIVEN = {
 def training_branch() -> str:
     """The branch that trains, as CDK deploys it: the definition's own text, its names filled in."""
     parallel = json.loads(DEFINITION.read_text())["States"]["Train, and build the features"]
-    _, training = parallel["Branches"]
+    _, training, _ = parallel["Branches"]
     assert training["StartAt"] == "Train the candidate sources"
     return re.sub(r"\$\{(\w+)\}", lambda name: GIVEN[name[1]], json.dumps(training))
 

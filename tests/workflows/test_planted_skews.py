@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -217,6 +218,60 @@ def test_a_normalisation_at_training_only_is_named(shop: Shop, monkeypatch: pyte
     assert [(one["cause"], one["features"]) for one in found["causes"]] == [
         ("normalisation at training only", ["views"])
     ]
+
+
+def _copied(shop: Shop, folder: Path, *, spoilt: int = 0) -> Path:
+    """The landed decisions again, of which so many say that they served one view more than they did."""
+    for path in sorted((shop.served.landing / "landing" / "decisions").rglob("*.jsonl.gz")):
+        lines = []
+        for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+            record = json.loads(line)
+            if spoilt and "views" in record["visitor_features"]:
+                record["visitor_features"]["views"] += 1.0
+                spoilt -= 1
+            lines.append(json.dumps(record, separators=(",", ":")))
+        target = folder / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return folder
+
+
+def test_a_night_fails_below_the_least_exact_share_and_has_reported(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact ends well; one value of one decision does not, and the error is the report in a sentence."""
+    from glue_jobs import measure_skew
+
+    monkeypatch.setattr(measure_skew, "open_lake", lambda *_: shop.session)
+    app = dataclasses.replace(
+        load_app(Path(__file__).parents[2] / "apps" / "megashop"), features=FEATURES.declarations
+    )
+    monkeypatch.setattr(measure_skew, "read_app", lambda *_: app)
+
+    def night(decisions: Path, *more: str) -> dict[str, Any]:
+        given = {
+            "--lake": "x",
+            "--decisions": decisions,
+            "--app-config": "x",
+            "--output": tmp_path / "report",
+        }
+        words = [str(part) for pair in given.items() for part in pair]
+        measure_skew.main([*words, "--rate", "1.0", "--least-exact", "1.0", *more])
+        return _reported(tmp_path)
+
+    honest = night(_copied(shop, tmp_path / "honest"))
+    assert (honest["exact_share"], honest["sampled"]) == (1.0, len(shop.sample))
+    with pytest.raises(SystemExit, match=r"served features differ from the lake's: .* 99\.\d+% exact"):
+        night(_copied(shop, tmp_path / "spoilt", spoilt=1))
+    assert _reported(tmp_path)["exact_share"] < 1.0
+    nothing = night(tmp_path / "nowhere")
+    assert (nothing["sampled"], nothing["rows"], nothing["exact_share"]) == (0, 0, None)
+    assert night(tmp_path / "honest", "--within", "2d")["sampled"] == 0  # all days ended long ago
+
+
+def _reported(folder: Path) -> dict[str, Any]:
+    (part,) = (folder / "report").glob("part-*")
+    return dict(json.loads(part.read_text()))
 
 
 def test_what_the_lake_has_not_read_yet_is_left_out_and_counted(shop: Shop) -> None:

@@ -143,6 +143,7 @@ def test_training_folders_hold_nothing_else() -> None:
         ("Check the data", "check_data_quality"),
         ("Build the features", "build_features"),
         ("Build the training set", "build_training_set"),
+        ("Measure the skew", "measure_skew"),
     ],
 )
 def test_every_spark_job_gets_the_arguments_it_asks_for(name: str, script: str) -> None:
@@ -166,7 +167,11 @@ def test_nothing_trains_before_the_data_are_judged() -> None:
         "Build the training set",
     ]
     beside = STATES[prepared["Next"]]["Branches"]
-    assert [branch["StartAt"] for branch in beside] == ["Build the features", "Train the candidate sources"]
+    assert [branch["StartAt"] for branch in beside] == [
+        "Build the features",
+        "Train the candidate sources",
+        "Measure the skew",
+    ]
 
 
 def test_promotion_is_asked_in_the_functions_words() -> None:
