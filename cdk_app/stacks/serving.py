@@ -57,7 +57,7 @@ class ServingStack(cdk.Stack):
         self._route(POST, "/api/recommendations/{surface}", answer, caller)
         collect = self._integration("CollectEvents", ingest.collect_events)
         self._route(POST, "/api/events", collect, caller)
-        self._route(POST, "/events", collect, caller)  # Amazon Personalize's PutEvents
+        self._route(POST, "/events", collect, self._signing_caller(caller))  # Amazon Personalize's PutEvents
         self._route(
             GET, "/api/health", answer, api.HttpNoneAuthorizer(), "It says that the function answers."
         )
@@ -174,6 +174,10 @@ class ServingStack(cdk.Stack):
                 "Visitors", self._stage.jwt_issuer, jwt_audience=[self._stage.jwt_audience]
             )
         return api.HttpNoneAuthorizer()
+
+    def _signing_caller(self, caller: api.IHttpRouteAuthorizer) -> api.IHttpRouteAuthorizer:
+        """Who may send events as clients of Amazon Personalize do: AWS's SDKs sign, and know no tokens."""
+        return authorizers.HttpIamAuthorizer() if self._stage.authorization == "jwt" else caller
 
     def _operator(self) -> api.IHttpRouteAuthorizer:
         """Rules are changed by services and people of the account, never by visitors."""

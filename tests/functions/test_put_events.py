@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +13,11 @@ from typing import Any
 import boto3
 import pytest
 import uvicorn
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from botocore.session import Session
 
 from localcloud.functions import Function
 from localcloud.gateway import Api, Route
@@ -217,3 +221,44 @@ def test_types_are_found_however_they_are_written(deployed: Deployed, personaliz
     """Personalize's own domain types begin with a capital letter; ours are lower case."""
     call(personalize, sent(eventType=name))
     assert [one["event_type"] for one in deployed.stored()] == ["watch"]
+
+
+def test_a_client_can_sign_for_the_api(deployed: Deployed, personalize: Any) -> None:
+    """With the one handler of docs/operations/events.md the signature is one that API Gateway's IAM verifies.
+
+    It is computed again from what went over the wire, as API Gateway does, for its own service's name.
+    """
+    sent_out: list[Any] = []
+
+    def for_the_api(request: Any, **_: Any) -> None:
+        request.context.setdefault("signing", {})["signing_name"] = "execute-api"
+
+    personalize.meta.events.register(
+        "before-send.personalize-events.*", lambda request, **_: sent_out.append(request)
+    )
+    call(personalize, sent())
+    personalize.meta.events.register("before-sign.personalize-events.*", for_the_api)
+    call(personalize, sent())
+    as_it_was, signed_for_us = sent_out
+    assert not verifies(as_it_was)
+    assert verifies(signed_for_us)
+    assert len(deployed.stored()) == 2
+
+
+def verifies(request: Any) -> bool:
+    """Whether the signature of a request on the wire is right for execute-api in this region."""
+    headers = {
+        name: text.decode() if isinstance(text, bytes) else text for name, text in request.headers.items()
+    }
+    scope, signed, given = re.findall(
+        r"(?:Credential|SignedHeaders|Signature)=([^,]+)", headers["Authorization"]
+    )
+    chosen = {name: value for name, value in headers.items() if name.lower() in signed.split(";")}
+    again = AWSRequest(request.method, request.url, headers=chosen, data=request.body)
+    again.context["timestamp"] = headers["X-Amz-Date"]
+    auth = SigV4Auth(Session().get_credentials(), "execute-api", REGION)
+    text = auth.string_to_sign(again, auth.canonical_request(again))
+    return (
+        scope.split("/")[2:] == [REGION, "execute-api", "aws4_request"]
+        and auth.signature(text, again) == given
+    )

@@ -302,11 +302,12 @@ def test_callers_are_authorised_by_iam_unless_told_otherwise(dev: Synthesised, l
 
 
 def test_visitors_may_be_authorised_by_token(tmp_path: Path) -> None:
-    """With authorization=jwt a browser's token opens slates and events; rules stay with IAM."""
+    """With authorization=jwt a browser's token opens slates and events; SDKs and rules stay with IAM."""
     jwt = {"authorization": "jwt", "jwt_issuer": "https://issuer.example", "jwt_audience": "shop"}
     stage = synthesise(tmp_path / "cdk.out", stage="staging", app="media", **jwt)
     assert routes(stage)["POST /api/recommendations/{surface}"] == "JWT"
     assert routes(stage)["POST /api/events"] == "JWT"
+    assert routes(stage)["POST /events"] == "AWS_IAM"
     assert routes(stage)["POST /api/policy/changes"] == "AWS_IAM"
 
 
