@@ -125,6 +125,11 @@ class Container:
         return self.output / "data"
 
     @property
+    def checkpoints(self) -> Path:
+        """What outlives the job, where it asked for that."""
+        return self.root / "checkpoints"
+
+    @property
     def code(self) -> Path:
         """The unpacked sources of script mode."""
         return self.root / "code"

@@ -32,7 +32,7 @@ from localcloud.jobs import (
     run_process,
 )
 from localcloud.services import Operation, Refused
-from localcloud.staging import bucket_and_key, download, download_folder, upload_archive
+from localcloud.staging import bucket_and_key, download, download_folder, upload_archive, upload_folder
 
 NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 REQUIRED = (
@@ -187,6 +187,7 @@ class TrainingJobs:
         channels = [
             self._fetch_channel(channel, container) for channel in job.request.get("InputDataConfig", ())
         ]
+        kept = self._fetch_checkpoints(job, container)
         own = {name: value for name, value in hyperparameters.items() if not name.startswith(OF_THE_TOOLKIT)}
         self._write_config(job, container, hyperparameters)
         inputs = {name: container.channel(name) for name in channels}
@@ -194,6 +195,7 @@ class TrainingJobs:
             **contract_environment(container, inputs, own, name=job.name, program=program),
             "TRAINING_JOB_ARN": job.arn,
             "PYTHONPATH": str(container.code),
+            **({"SM_CHECKPOINT_DIR": str(kept)} if kept else {}),
             **(job.request.get("Environment") or {}),
         }
         job.started_at, job.secondary = time.time(), "Training"
@@ -224,6 +226,15 @@ class TrainingJobs:
             raise ValueError(f"No S3 objects found under S3 URL '{uri}' given in input data source '{name}'")
         return str(name)
 
+    def _fetch_checkpoints(self, job: Job, container: Container) -> Path | None:
+        """The folder that outlives the job, with what lies under its address; None where it asks for none."""
+        uri = (job.request.get("CheckpointConfig") or {}).get("S3Uri")
+        if not uri:
+            return None
+        container.checkpoints.mkdir(parents=True, exist_ok=True)
+        download_folder(self._s3, uri, container.checkpoints)
+        return container.checkpoints
+
     def _write_config(self, job: Job, container: Container, hyperparameters: Mapping[str, Any]) -> None:
         config = container.root / "input" / "config"
         resources = {"current_host": HOST, "hosts": [HOST], "network_interface_name": "lo"}
@@ -234,6 +245,8 @@ class TrainingJobs:
         (config / "inputdataconfig.json").write_text(json.dumps(channels))
 
     def _finish(self, job: Job, ended: Ended, container: Container, log: Path) -> None:
+        if container.checkpoints.is_dir():
+            upload_folder(self._s3, container.checkpoints, job.request["CheckpointConfig"]["S3Uri"])
         failed = ended.code and not (ended.stopped or ended.overran)
         job.secondary = "Failed" if failed else "Uploading"
         if any(container.output_data.iterdir()):

@@ -52,6 +52,14 @@ def download(s3: Any, bucket: str, key: str, target: Path) -> None:
     s3.download_file(bucket, key, str(target))
 
 
+def upload_folder(s3: Any, folder: Path, uri: str) -> None:
+    """Store every file of the folder below `uri`; what lies there under other names stays."""
+    bucket, prefix = bucket_and_key(uri)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            s3.upload_file(str(path), bucket, f"{prefix.rstrip('/')}/{path.relative_to(folder).as_posix()}")
+
+
 def upload_archive(s3: Any, folder: Path, uri: str) -> None:
     """Pack what is in `folder` as a .tar.gz with paths relative to it, and store it at `uri`."""
     archive = folder.with_name(f"{folder.name}.tar.gz")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, cast
 
 from narrows.environment import environment as environment
@@ -151,6 +152,10 @@ class PromotionGate:
     segments: Mapping[str, float]
 
 
+NEVER = "never"
+EVERY_S: Mapping[str, float] = MappingProxyType({"hourly": 3600.0, "daily": 86_400.0, "weekly": 7 * 86_400.0})
+
+
 @dataclass(frozen=True)
 class Training:
     """`schedule`: model -> how often ("daily"); `gate`: what a candidate model must reach."""
@@ -158,10 +163,14 @@ class Training:
     schedule: Mapping[str, str]
     gate: PromotionGate
 
+    def interval_s(self, model: str) -> float:
+        """Seconds from one training of the model to the next; nan where none is scheduled."""
+        return EVERY_S.get(self.schedule.get(model, NEVER), float("nan"))
+
     @property
     def learned(self) -> tuple[str, ...]:
         """The learned sources that are to be trained; the app serves without the others."""
-        return tuple(name for name in LEARNED_SOURCES if self.schedule.get(name, "never") != "never")
+        return tuple(name for name in LEARNED_SOURCES if self.schedule.get(name, NEVER) != NEVER)
 
 
 @dataclass(frozen=True)
@@ -378,12 +387,11 @@ def _bots(table: Table) -> Bots:
 
 def _training(table: Table) -> Training:
     schedule, gate = table.table("schedule", required=False), table.table("gate")
-    often = ("hourly", "daily", "weekly", "never")
     metric = gate.text("metric")
     if metric and not METRICS.fullmatch(metric):
         gate.problem("metric", metric, "name a metric such as normalized_discounted_cumulative_gain_at_10")
     training = Training(
-        schedule={name: schedule.text(name, known=often) for name in schedule.content},
+        schedule={name: schedule.text(name, known=(*EVERY_S, NEVER)) for name in schedule.content},
         gate=PromotionGate(
             metric,
             gate.number("margin", 0.0, low=-1.0, high=1.0),

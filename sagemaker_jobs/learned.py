@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +18,7 @@ from narrows.interactions import Interactions
 from narrows.networks import Weights
 from narrows.retrieval import CandidateSource, Floats
 from narrows.sources.rows import RowsOf
+from sagemaker_jobs.carrying import Finished
 from sagemaker_jobs.container import Container, Progress, write_json
 from sagemaker_jobs.optimiser import Batch, Course, Descent, Epoch, Recipe
 from sagemaker_jobs.training_set import REPLAY, TrainingSet, read
@@ -85,7 +87,9 @@ class Catalogue:
 def train_learned(
     container: Container, name: str, subject_of: Any, recipe: Recipe, *, budget_s: float = BUDGET_S
 ) -> None:
-    """Train one source: `<name>.npz` for all three parts, and `<name>.json` with how it went.
+    """Train one source, or carry its last models over where its schedule is not due.
+
+    It leaves `<name>.npz` for all three parts, and `<name>.json` with how it went.
 
     `subject_of(data, seed)` gives the Subject. The hyperparameters `budget_s`, `most_epochs` and `seed` are
     read here. Where no history has two events there is nothing to learn: no model, and the reason instead.
@@ -99,8 +103,14 @@ def train_learned(
         reason = "no history has two events that are not held out"
         write_json(container.model / f"{name}.json", {"reason": reason, "labels_per_user": data.labels})
         return
+    finished, now = Finished.of(container, name, data, recipe), time.time()
+    why = finished.why_train(now)
+    if not why:
+        progress.say(finished.carry(container.model, now))
+        return
+    progress.say(f"trains: {why}")
     subject: Subject = subject_of(data, seed)
-    mark = f"{name} {subject.params} {len(data.log)}"
+    mark = f"{name} {subject.params} {len(data.log)} {container.text('version')}"
     descent = Descent(subject.loss, recipe, seed, progress, checkpoints=container.checkpoints, mark=mark)
     held = cases(data.log, back=1).sample(MOST_CASES, np.random.default_rng(seed))
     judge = partial(_quality, subject, data, held)
@@ -122,6 +132,7 @@ def train_learned(
             "seconds": round(progress.seconds, 1),
         },
     )
+    finished.keep(container.model, container.text("version"), now)
 
 
 def batch_size(events: int, most: int) -> int:

@@ -25,8 +25,6 @@ STACKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 JOBS: Mapping[str, str] = MappingProxyType({"als": "train_als", "two_tower": "train_two_tower"})
 COUNTING = "train_covisitation"
 """The job of every other source, and of the item statistics that any ranker reads."""
-NEVER = "never"
-EVERY_S: Mapping[str, float] = MappingProxyType({"hourly": 3600.0, "daily": 86_400.0, "weekly": 7 * 86_400.0})
 NAN = float("nan")
 
 
@@ -147,14 +145,13 @@ def staleness(
 
 def runs_a_month(app: App, job: str) -> float:
     """How often the app's schedule runs a training job; 0 for one that it never runs."""
-    often = app.training.schedule.get(job.removeprefix("train_"), NEVER)
-    return 30 * 86_400.0 / EVERY_S[often] if often in EVERY_S else 0.0
+    every_s = app.training.interval_s(job.removeprefix("train_"))
+    return 30 * 86_400.0 / every_s if every_s == every_s else 0.0
 
 
 def _next_run(app: App, source: str, build_s: Mapping[str, float]) -> float:
     job = JOBS.get(source, COUNTING)
-    often = app.training.schedule.get(job.removeprefix("train_"), NEVER)
-    return EVERY_S.get(often, NAN) + build_s.get(job, NAN)
+    return app.training.interval_s(job.removeprefix("train_")) + build_s.get(job, NAN)
 
 
 def jobs_of(machine: Mapping[str, Any]) -> tuple[str, ...]:

@@ -76,13 +76,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
         yield Trained(aws, output, entered, home / "model")
 
 
-def executed(aws: Started) -> tuple[dict[str, Any], list[str]]:
+@pytest.fixture(scope="module")
+def again(trained: Trained) -> dict[str, Any]:
+    """What the bundle of a second execution on the same day says of its learned sources."""
+    bucket, home = GIVEN["BucketName"], trained.aws.home.parent
+    for key in trained.aws.keys(bucket, f"training/{RUN}/"):
+        source = {"Bucket": bucket, "Key": key}
+        trained.aws.client("s3").copy_object(Bucket=bucket, Key=key.replace(RUN, "run-2"), CopySource=source)
+    output, _ = executed(trained.aws, "run-2")
+    archive = output["candidate"]["model"].removeprefix(f"s3://{bucket}/")
+    trained.aws.client("s3").download_file(bucket, archive, str(home / "again.tar.gz"))
+    with tarfile.open(home / "again.tar.gz") as packed:
+        packed.extractall(home / "again", filter="data")
+    return {name: (home / "again" / name).read_bytes() for name in (two_tower.FILE, session.FILE)} | {
+        name: json.loads((home / "again" / f"{name}.json").read_text()) for name in ("two_tower", "session")
+    }
+
+
+def executed(aws: Started, run: str = RUN) -> tuple[dict[str, Any], list[str]]:
     """The output of the branch as a state machine of its own, and the states that were entered."""
     states = aws.client("stepfunctions")
     machine = states.create_state_machine(
-        name="training", definition=training_branch(), roleArn=GIVEN["TrainingRoleArn"]
+        name=f"training-{run}", definition=training_branch(), roleArn=GIVEN["TrainingRoleArn"]
     )["stateMachineArn"]
-    arn = states.start_execution(stateMachineArn=machine, input=json.dumps({"run": RUN}))["executionArn"]
+    arn = states.start_execution(stateMachineArn=machine, input=json.dumps({"run": run}))["executionArn"]
 
     def ended() -> Any:
         now = states.describe_execution(executionArn=arn)
@@ -130,9 +147,20 @@ def test_the_learned_sources_learned(trained: Trained) -> None:
         assert len(model.item_ids) >= 60
 
 
+def test_a_source_that_is_not_due_is_carried_over(trained: Trained, again: dict[str, Any]) -> None:
+    """Media trains both daily: the second run of the day has the first one's models, and says so."""
+    for module, name in ((two_tower, "two_tower"), (session, "session")):
+        assert again[name]["carried_from"] == RUN
+        assert again[module.FILE] == (trained.model / module.FILE).read_bytes()
+
+
 def test_checkpoints_and_artifacts_lie_outside_of_the_training_data(trained: Trained) -> None:
     """What a job leaves is under the run's artifacts, where no channel of training data reaches."""
     keys = trained.aws.keys(GIVEN["BucketName"], f"artifacts/{RUN}/")
     assert any("/sources/" in key and "two-tower" in key for key in keys)
     assert any("/sources/" in key and "session" in key for key in keys)
     assert any("/ranker/" in key for key in keys)
+    kept = trained.aws.keys(GIVEN["BucketName"], "artifacts/checkpoints/")
+    assert {
+        f"artifacts/checkpoints/{name}/finished/finished.json" for name in ("two-tower", "session")
+    } <= set(kept)

@@ -124,7 +124,8 @@ def test_a_learned_source_is_trained_where_the_schedule_names_it(name: str) -> N
     assert (wanted["Variable"], wanted["StringMatches"]) == ("$.learned", f"*{name}*")
     parameters = states[wanted["Next"]]["Parameters"]
     assert parameters["HyperParameters"]["sagemaker_program"] == f"sagemaker_jobs/train_{name}/__main__.py"
-    assert "/artifacts/{}/checkpoints/" in parameters["CheckpointConfig"]["S3Uri.$"]
+    kept = f"s3://${{BucketName}}/artifacts/checkpoints/{name.replace('_', '-')}"
+    assert parameters["CheckpointConfig"] == {"S3Uri": kept}  # of the source, for the runs to come
     assert states[asks["Default"]]["Type"] == "Succeed"
 
 
