@@ -11,6 +11,8 @@ Every PATH is a folder that Spark can read: a plain one here, s3:// in Glue. Wha
 - `impressions/`: recommendation_id, user_id, item_id, position (from 1), surface, shown_at, label, outcome,
   mature, weight, and what the decision record holds of the item. One row for each item shown; `label` is the
   best that came of it inside its window, 0 for nothing. `served` is false where there is no record.
+- `negatives/`: user_id, time, item_id, negative_id, drawn_from, weight: items that were shown and no choice
+  at a label.
 - `visitor_features/`: user_id, time, recommendation_id, served, visitor, request, context: what was known
   at each visitor's newest labels, and when a slate was shown that has a decision record. `served` values are
   those of the record; the others are recomputed from the events before that moment.
@@ -39,7 +41,7 @@ from pyspark.sql.window import Window
 from glue_jobs.app_files import read_app
 from glue_jobs.changed_items import read_catalogue
 from glue_jobs.lake import add_arguments, open_lake, read_events
-from glue_jobs.outcomes import impressions, interactions, label, slates, with_served
+from glue_jobs.outcomes import impressions, interactions, label, negatives, slates, with_served
 from glue_jobs.point_in_time import (
     DECISIONS,
     JUST_BEFORE_S,
@@ -85,12 +87,14 @@ def tables(inputs: Inputs) -> dict[str, DataFrame]:
     features = FeatureSet(inputs.app.features)
     types = inputs.app.events
     done = interactions(events, types, inputs.as_of)
-    seen = impressions(events, types, inputs.as_of)
+    seen = impressions(events, types, inputs.as_of).cache()
     labels = newest_labels(events, inputs.app, labels_read(done)).cache()
     moments = _moments(labels), _moments(slates(events))
+    positives = labels.select(F.col("visitor").alias("user_id"), "time", "item_id", "recommendation_id")
     return {
         "interactions": done,
         "impressions": with_served(seen, inputs.decisions),
+        "negatives": negatives(positives, seen, done),
         "visitor_features": served_and_recomputed(events, *moments, inputs.decisions, features),
         "item_features": item_features(events, inputs.items, labels, features, inputs.as_of),
         "items": inputs.items,

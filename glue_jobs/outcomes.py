@@ -1,4 +1,4 @@
-"""What came of what was shown: labels with their windows.
+"""What came of what was shown: labels with their windows, and items that were passed over.
 
 An event type's `matures_after` is how long after the impression its outcome may still come. Until the longest
 of these windows has passed, a row is unripe: it says so, and weighs the share of the window that has passed.
@@ -12,6 +12,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # the name that Spark's own documentation uses
 
 from narrows.settings import EventType
+
+NEGATIVES = 4
 
 
 def interactions(events: DataFrame, types: Mapping[str, EventType], as_of: float) -> DataFrame:
@@ -111,6 +113,41 @@ def with_served(table: DataFrame, decisions: DataFrame) -> DataFrame:
     )
     joined = table.join(places, ["recommendation_id", "item_id"], "left")
     return joined.withColumn("served", F.col("snapshot_version").isNotNull())
+
+
+def negatives(positives: DataFrame, impressed: DataFrame, acted: DataFrame) -> DataFrame:
+    """For each (user_id, time, item_id) of `positives` at most `NEGATIVES` items, shown and no choice.
+
+    First what stood in the same slate, then what the visitor was shown before, both without an outcome.
+    Nothing that the visitor ever acted on. `weight` is the impression's: less while its window is open.
+    """
+    known = positives.join(_passed_over(impressed, acted), "user_id")
+    before = "filter(nothing, one -> one.first_at <= time)"
+    offered = F.expr(f"slice(sort_array(transform({before}, {_RANKED})), 1, {NEGATIVES})")
+    names = F.element_at(F.array(*map(F.lit, ("slate", "shown_before"))), F.col("one.rank"))
+    return known.select("user_id", "time", "item_id", F.explode(offered).alias("one")).select(
+        "user_id", "time", "item_id", "one.negative_id", names.alias("drawn_from"), "one.weight"
+    )
+
+
+_RANKED = (
+    "one -> struct(if(array_contains(one.slates, recommendation_id), 1, 2) AS rank, "
+    "xxhash64(user_id, time, item_id, one.negative_id) AS tie, one.negative_id, one.weight)"
+)
+
+
+def _passed_over(impressed: DataFrame, acted: DataFrame) -> DataFrame:
+    """For each visitor the items that were shown and never acted on, with their slates and the first time."""
+    nothing = impressed.where("label = 0").join(
+        acted.select("user_id", "item_id").distinct(), ["user_id", "item_id"], "left_anti"
+    )
+    each = nothing.groupBy("user_id", F.col("item_id").alias("negative_id")).agg(
+        F.min("shown_at").alias("first_at"),
+        F.collect_set("recommendation_id").alias("slates"),
+        F.max("weight").alias("weight"),
+    )
+    one = F.struct("negative_id", "first_at", "slates", "weight")
+    return each.groupBy("user_id").agg(F.collect_list(one).alias("nothing"))
 
 
 def _outcomes(events: DataFrame, types: Mapping[str, EventType]) -> DataFrame:

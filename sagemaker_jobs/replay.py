@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from narrows.adapters.feature_tables import PassedOver
 from narrows.evaluation.leave_one_out import Cases
 from narrows.features import statistics
 from narrows.features.statistics import StatisticsTable
@@ -24,8 +26,9 @@ from sagemaker_jobs.workers import in_parts
 VALIDATED = 8
 FEWEST_KEPT = 20
 
-Group = tuple[Floats, NDArray[np.bool_], float, int]
-"""The vectors of one request's candidates, which one is relevant, the label's weight, and the user."""
+Group = tuple[Floats, NDArray[np.bool_], Floats, int]
+"""The vectors of one request's candidates, which one is relevant, the weight of each, and the user."""
+NOTHING: Mapping[tuple[str, float], PassedOver] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,10 @@ def funnel_of(
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Requests with a found label: `lengths` candidates each, one of them relevant; `asked` counts all."""
+    """Requests with a found label: `lengths` candidates each, one of them relevant; `asked` counts all.
+
+    `weights` is one a candidate: what the label is worth, less where a candidate may still be chosen.
+    """
 
     features: Floats
     relevant: NDArray[np.int8]
@@ -106,18 +112,27 @@ class Groups:
             self.features[rows],
             self.relevant[rows],
             self.lengths[chosen],
-            self.weights[chosen],
+            self.weights[rows],
             self.users[chosen],
             int(chosen.sum()),
         )
 
 
-def replay(held: Sequence[Cases], funnel: Funnel, spec: VectorSpec, *, most_rows: int, seed: int) -> Groups:
+def replay(
+    held: Sequence[Cases],
+    funnel: Funnel,
+    spec: VectorSpec,
+    *,
+    most_rows: int,
+    seed: int,
+    passed_over: Mapping[tuple[str, float], PassedOver] = NOTHING,
+) -> Groups:
     """One group a case whose item is among its candidates, of as many cases as fit into `most_rows` vectors.
 
-    Where not all would fit whole, a group keeps its item and a drawn part of the others; those of validated
-    users stay whole, so that gains on them mean what they mean in serving. What is drawn depends on the seed
-    and on the case's number, not on how many cores share the work.
+    Where not all would fit whole, a group keeps its item, those candidates that its visitor was shown and
+    passed over, by (visitor, time of the label), and a drawn part of the others; those of validated users
+    stay whole, so that gains on them mean what they mean in serving. What may still be chosen weighs less.
+    What is drawn depends on the seed and on the case's number, not on how many cores share the work.
     """
     widest = min(sum(quota.quota for quota in funnel.quotas), funnel.rank_at_most)
     everyone = [(cases, case) for cases in held for case in range(len(cases))]
@@ -132,9 +147,13 @@ def replay(held: Sequence[Cases], funnel: Funnel, spec: VectorSpec, *, most_rows
         hit = candidates.rows == cases.target(case)
         if not hit.any() or len(hit) < 2:
             return None
-        chosen = _drawn(hit, int(kept[number]), np.random.default_rng((seed, number)))
+        visitor = str(cases.log.user_ids[users[number]])
+        shares = passed_over.get((visitor, request.query.now), PassedOver()).shares(candidates.rows)
+        passed = ~np.isnan(shares) & ~hit
+        chosen = _drawn(hit, passed, int(kept[number]), np.random.default_rng((seed, number)))
         features = funnel.vectors(spec, request, candidates)[chosen]
-        return features, hit[chosen], float(cases.log.weights[cases.positions[case]]), int(users[number])
+        worth = cases.log.weights[cases.positions[case]] * np.where(passed, shares, np.float32(1.0))
+        return features, hit[chosen], worth[chosen], int(users[number])
 
     parts = in_parts(lambda part: _joined([group(number) for number in part], spec), fitting)
     return Groups.joined(parts)
@@ -147,7 +166,7 @@ def _joined(found: Sequence[Group | None], spec: VectorSpec) -> Groups:
         np.concatenate([nothing, *(features for features, _, _, _ in groups)]),
         np.concatenate([np.empty(0, np.int8), *(hit.astype(np.int8) for _, hit, _, _ in groups)]),
         np.asarray([len(hit) for _, hit, _, _ in groups], np.int64),
-        np.asarray([weight for _, _, weight, _ in groups], np.float32),
+        np.concatenate([np.empty(0, np.float32), *(weights for _, _, weights, _ in groups)]),
         np.asarray([user for _, _, _, user in groups], np.int32),
         len(found),
     )
@@ -159,9 +178,12 @@ def kept_rows(cases: int, widest: int, most_rows: int) -> int:
     return int(np.clip(room * VALIDATED / (VALIDATED - 1), min(FEWEST_KEPT, widest), widest))
 
 
-def _drawn(hit: NDArray[np.bool_], kept: int, generator: np.random.Generator) -> NDArray[np.intp]:
-    """Ascending positions of at most `kept` candidates, the label's among them."""
+def _drawn(
+    hit: NDArray[np.bool_], passed: NDArray[np.bool_], kept: int, generator: np.random.Generator
+) -> NDArray[np.intp]:
+    """Ascending positions of at most `kept` candidates: the label's, those passed over, then any."""
     if len(hit) <= kept:
         return np.arange(len(hit))
-    others = generator.choice(np.flatnonzero(~hit), kept - 1, replace=False)
-    return np.sort(np.append(others, np.argmax(hit)))
+    first = np.flatnonzero(passed)[: kept - 1]
+    others = generator.choice(np.flatnonzero(~hit & ~passed), kept - 1 - len(first), replace=False)
+    return np.sort(np.concatenate([[np.argmax(hit)], first, others]))

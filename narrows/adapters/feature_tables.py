@@ -1,9 +1,9 @@
-"""Declared features as the nightly jobs wrote them: of visitors at moments, and of items as of moments."""
+"""What the nightly jobs wrote of moments: features of visitors and of items, and what was passed over."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from narrows.errors import InvalidInput
 from narrows.features.statistics import DeclaredItems
+from narrows.retrieval import NO_ROWS, Floats, Rows
 
 VISITOR_FEATURES = "visitor_features"
 ITEM_FEATURES = "item_features"
+NEGATIVES = "negatives"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,37 @@ def read_visitor_features(directory: Path) -> VisitorFeatures | None:
         _maps(table.column("request")),
         _maps(table.column("context")),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class PassedOver:
+    """What a visitor was shown and did not choose; `weights`: the share of its window that has passed."""
+
+    rows: Rows = field(default_factory=lambda: NO_ROWS)
+    weights: Floats = field(default_factory=lambda: np.empty(0, np.float32))
+
+    def shares(self, rows: Rows) -> Floats:
+        """The weight of each of these rows, nan for those that were not passed over."""
+        found = np.full(len(rows), np.nan, np.float32)
+        for row, weight in zip(self.rows.tolist(), self.weights.tolist(), strict=True):
+            found[rows == row] = weight
+        return found
+
+
+def read_negatives(
+    directory: Path, rows_of: Callable[[Sequence[str]], Rows]
+) -> dict[tuple[str, float], PassedOver]:
+    """`negatives/` of a training data directory, by (visitor key, epoch seconds of a label); {} without."""
+    table = _table(directory / NEGATIVES)
+    if table is None:
+        return {}
+    rows = rows_of(table.column("negative_id").to_pylist())
+    weights = table.column("weight").to_numpy().astype(np.float32)
+    places: dict[tuple[str, float], list[int]] = {}
+    labels = zip(table.column("user_id").to_pylist(), table.column("time").to_pylist(), strict=True)
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    return {label: PassedOver(rows[found], weights[found]) for label, found in places.items()}
 
 
 def read_item_features(directory: Path, defaults: Mapping[str, float]) -> DeclaredItems | None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from narrows.adapters.bundle import RANKER_FILE, SEGMENTS_FILE
 from narrows.adapters.bundled_indexes import write_indexes
+from narrows.adapters.feature_tables import read_negatives
 from narrows.errors import InvalidInput
 from narrows.evaluation.leave_one_out import cases
 from narrows.features import statistics
@@ -56,9 +57,11 @@ def train(container: Container) -> None:
     drawn = np.random.default_rng(seed)
     held = [cases(data.log, back).shuffled(drawn) for back in range(1, data.labels + 1)]
     most_rows = int(container.number("most_rows", MOST_ROWS))
-    groups = replay(held, past, spec, most_rows=most_rows, seed=seed)
+    passed_over = read_negatives(container.channel("training"), data.rows_of)
+    groups = replay(held, past, spec, most_rows=most_rows, seed=seed, passed_over=passed_over)
     progress.say(
-        f"{len(groups.lengths):,} groups of {groups.asked:,} requests, {len(groups.features):,} rows"
+        f"{len(groups.lengths):,} groups of {groups.asked:,} requests, {len(groups.features):,} rows; "
+        f"of {len(passed_over):,} labels is known what was passed over"
     )
     trained = fit(groups, spec, seed, progress, budget_s=container.number("budget_s", BUDGET_S))
     shutil.rmtree(container.model / REPLAY)

@@ -227,7 +227,7 @@ def _importance(booster: Any, spec: VectorSpec) -> dict[str, float]:
 
 
 def _dataset(groups: Groups, spec: VectorSpec, reference: Any = None) -> Any:
-    weights = np.repeat(groups.weights / max(float(groups.weights.mean()), 1e-9), groups.lengths)
+    weights = groups.weights / max(float(groups.weights.mean()), 1e-9)
     return lightgbm.Dataset(
         groups.features,
         label=groups.relevant,

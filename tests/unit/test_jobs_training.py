@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from narrows.adapters.feature_tables import PassedOver
 from narrows.adapters.lightgbm import load_scorer
 from narrows.adapters.tables import read_training_data, write_training_data
 from narrows.errors import InvalidInput
@@ -297,6 +298,33 @@ def test_a_thinned_group_keeps_its_label_and_a_judging_one_everything(
     assert {row.tobytes() for row in thin.features} <= {row.tobytes() for row in whole.features}
 
 
+def test_what_was_passed_over_is_kept_first_and_weighs_its_share(
+    trained: tuple[Path, dict[str, Any]],
+) -> None:
+    """Of a thinned group the passed candidates remain, unripe ones at half; a label is never passed over."""
+    data, past, spec = _held_out(trained[0])
+    held = cases(data.log)
+    passed: dict[tuple[str, float], PassedOver] = {}
+    for case in range(len(held)):
+        query = held.query(case)
+        visitor = str(data.log.user_ids[data.log.users[held.positions[case]]])
+        last = past.pre_ranked(query).rows[-3:]
+        rows = np.append(last, np.int32(held.target(case))).astype(np.int32)
+        passed[visitor, query.now] = PassedOver(rows, np.full(len(rows), 0.5, np.float32))
+    drawn, first = (
+        replay([held], past, spec, most_rows=10**4, seed=0, passed_over=given) for given in ({}, passed)
+    )
+    assert np.array_equal(drawn.lengths, first.lengths)
+    worth = drawn.weights[drawn.relevant == 1]
+    assert np.array_equal(drawn.weights, np.repeat(worth, drawn.lengths))
+    assert np.array_equal(first.weights[first.relevant == 1], worth)
+    half = first.weights == 0.5 * np.repeat(worth, first.lengths)
+    assert np.array_equal(half, first.weights < np.repeat(worth, first.lengths))
+    halves = np.add.reduceat(half, np.cumsum(first.lengths) - first.lengths, dtype=np.int64)
+    assert (halves >= 2).all()  # three, or two where the label is one of the last
+    assert (halves <= 3).all()
+
+
 def test_how_many_cores_share_the_work_changes_nothing(
     trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,7 +368,8 @@ def test_a_ranker_that_beats_no_source_is_not_kept(told_by: str, chosen: str, tm
         first = np.argmin(values) if told_by.endswith("place") else np.argmax(values)
         relevant[group * length + first] = 1
     users = np.arange(count, dtype=np.int32)
-    groups = Groups(features, relevant, np.full(count, length), np.ones(count, np.float32), users, count)
+    weights = np.ones(count * length, np.float32)
+    groups = Groups(features, relevant, np.full(count, length), weights, users, count)
     trained = fit(groups, spec, 0, Progress("test"))
     assert trained.metrics["gains"][chosen] == 1.0
     assert trained.metrics["chosen"] in (chosen, "lambdamart")
@@ -361,9 +390,8 @@ def test_the_shape_of_the_trees_is_chosen_on_validated_users() -> None:
     relevant = np.zeros((count, length), np.int8)
     relevant[np.arange(count), worth.reshape(count, length).argmax(axis=1)] = 1
     users = np.arange(count, dtype=np.int32)
-    groups = Groups(
-        features, relevant.ravel(), np.full(count, length), np.ones(count, np.float32), users, count
-    )
+    weights = np.ones(count * length, np.float32)
+    groups = Groups(features, relevant.ravel(), np.full(count, length), weights, users, count)
     start = fit(groups, spec, 0, Progress("test"), patience=5)
     tuned = fit(groups, spec, 0, Progress("test"), patience=5, budget_s=100.0)
     assert (start.metrics["trials"], start.metrics["out_of_time"]) == (1, True)

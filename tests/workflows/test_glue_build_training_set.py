@@ -9,11 +9,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from narrows.adapters.feature_tables import read_item_features, read_visitor_features
+from narrows.adapters.feature_tables import read_item_features, read_negatives, read_visitor_features
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.registry import FeatureSet
 from narrows.freshening import ItemEntry
@@ -278,6 +279,29 @@ def test_item_features_stand_at_moments_before_labels_and_now(
     assert items.moments[-1] == NOW
     assert items.moments[0] == T0 + HOUR - 0.001  # before it no item had any event to count
     assert items.values[0, list(items.item_ids).index("i2"), 0] == 1.0
+
+
+def test_negatives_come_from_the_slate_first(spark: Any, tmp_path: Path) -> None:
+    """What stood beside the choice, then what was shown before; never one acted on, and none out of nowhere.
+
+    Carl's slate is half a day old and a purchase may come within a day: his negatives weigh one half. The
+    trainers find them under visitor and moment.
+    """
+    half = NOW - DAY / 2
+    carl = [
+        event(200, "impression", half, "carl#y", recommendation_id="r3", impression=["i1", "i2"]),
+        event(201, "click", half + 60, "carl#y", item_id="i2", recommendation_id="r3"),
+        event(202, "click", half + HOUR, "carl#y", item_id="i3"),
+    ]
+    folder, _ = built(spark, tmp_path, ROWS + carl)
+    rows = read(folder / "negatives", "user_id", "time", "negative_id", "drawn_from", "weight")
+    assert ("u#ann", T0 + HOUR, "i1", "slate", 1.0) in rows
+    assert ("u#carl", half + 60, "i1", "slate", 0.5) in rows
+    assert ("u#carl", half + HOUR, "i1", "shown_before", 0.5) in rows
+    assert {negative for _, _, negative, _, _ in rows} == {"i1"}
+    found = read_negatives(folder, lambda ids: np.asarray([int(one[1:]) for one in ids], np.int32))
+    passed = found["u#carl", half + 60]
+    assert passed.shares(np.asarray([0, 1, 2], np.int32)) == pytest.approx([np.nan, 0.5, np.nan], nan_ok=True)
 
 
 def test_the_job_reads_the_lake_and_refuses_an_empty_one(
