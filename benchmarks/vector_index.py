@@ -155,7 +155,7 @@ def _lists(index: FaissVectorIndex) -> dict[str, Any]:
     lists = index._state.lists
     if lists is None:
         return {"lists": 0, "visited_for_100": 0}
-    return {"lists": len(lists.edges), "visited_for_100": lists.probes[1]}
+    return {"lists": len(lists.edges), "visited_for_100": lists.visited[1]}
 
 
 def _milliseconds(one: Callable[[int], Any], count: int) -> list[float]:

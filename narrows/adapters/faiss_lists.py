@@ -2,8 +2,8 @@
 
 The lists find the nearest by codes of half a byte a number, which a processor looks up for 32 vectors at once
 (product quantiser with fast scan: Andre, Kermarrec and Le Scouarnec, 2015), and compare the best of them at
-half precision. How many lists a search visits, and how many vectors it compares, is measured at the build, so
-that the recall wanted is met on the vectors at hand.
+16 bits a number. How many vectors' codes a search looks up, and how many vectors it compares, is measured at
+the build, so that the recall wanted is met on the vectors at hand.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import faiss
@@ -39,7 +40,11 @@ LONG, SHARE = 3.0, 0.99
 OF_CODES = 0.2
 """The share of what a search may miss that it may miss because codes are coarse."""
 MOST_COMPARED = 16
-"""At half precision, for each vector wanted."""
+"""At 16 bits a number, for each vector wanted."""
+FINEST = 32_767
+"""The steps between zero and the longest vector, of 16 bits."""
+SPARE = 2.0
+"""So many times as many lists are ranked as would hold the vectors to be visited, if all were as long."""
 MOSTLY = 0.25
 """From this share of vectors on that pass, comparing all is faster than picking them out."""
 
@@ -81,22 +86,90 @@ class Exact:
 
 
 @dataclass(frozen=True, eq=False)
-class Lists:
-    """The inverted file. To find the `DEPTHS` best of all, so many lists as `probes` says are visited, and
-    `compared` vectors for each one wanted are compared at half precision.
+class Scan:
+    """The lists as they are searched; `packed`, faiss's codes as they are looked up, needs `coded` to live.
 
-    `index` is faiss's refinement of the lists by the vectors at half precision, as it is stored and grows;
-    `packed` the same over the codes in the order in which they are looked up. Which list a vector goes into
-    is decided on the sphere of radius `reach`, on which each lies once it has one coordinate more (Bachrach
-    et al., 2014): so long vectors, which are near to most questions, lie together. `edges` float32[lists]
-    has that coordinate of the lists' centres; `error` is how far a code was at most from its vector.
+    `centres` float32[lists, d] and `sizes` int64[lists] say where lists lie and how many vectors they hold;
+    `whole` int16[slots, d] are the vectors in steps of `step`.
     """
 
-    index: Any
+    coded: Any
     packed: Any
+    centres: Floats
+    sizes: NDArray[np.int64]
+    whole: NDArray[np.int16]
+    step: np.float32
+
+    def search(
+        self, wanted: Floats, compared: int, visited: float, selector: Any = None
+    ) -> tuple[NDArray[np.int64], Floats]:
+        """Slots int64[q, compared], -1 for none, and their products, -inf for none: the best by codes.
+
+        The nearest lists are visited that together hold `visited` vectors.
+        """
+        at = np.empty((len(wanted), compared), np.int64)
+        products = np.empty(at.shape, np.float32)
+        for one, slots, scores in zip(wanted, at, products, strict=True):
+            self._look_up(one, visited, selector, slots, scores)
+            np.multiply(self.whole.take(slots, axis=0).astype(np.float32) @ one, self.step, out=scores)
+        if (at[:, -1] < 0).any():  # those found stand first
+            products[at < 0] = -np.inf
+        return at, products
+
+    def vectors(self, at: NDArray[np.intp]) -> Floats:
+        """float32[n, d] of these slots."""
+        return np.asarray(self.whole.take(at, axis=0).astype(np.float32) * self.step)
+
+    def _look_up(
+        self, wanted: Floats, visited: float, selector: Any, slots: NDArray[np.int64], scores: Floats
+    ) -> None:
+        """Writes the best by codes to `slots`."""
+        near, pointer = self.centres @ wanted, faiss.swig_ptr
+        lists = self._nearest(-near, visited)
+        biases = near.take(lists)
+        options = _visiting(len(lists)) if selector is None else _options(len(lists), sel=selector)
+        # the wrapper of faiss for Python takes no parameters here
+        self.packed.search_preassigned_c(
+            1,
+            pointer(wanted),
+            len(slots),
+            pointer(lists),
+            pointer(biases),
+            pointer(scores),
+            pointer(slots),
+            False,
+            options,
+        )
+
+    def _nearest(self, away: Floats, visited: float) -> NDArray[np.int64]:
+        """The lists to be visited, the nearest first; all where all hold fewer."""
+        likely = int(SPARE * len(away) * visited / max(len(self.whole), 1)) + 1
+        if likely < len(away):
+            first = away.argpartition(likely)[:likely]
+            lists = first.take(away.take(first).argsort())
+            held = self.sizes.take(lists).cumsum()
+            if held[-1] >= visited:
+                return lists[: int(held.searchsorted(visited)) + 1]
+        lists = away.argsort()
+        held = self.sizes.take(lists).cumsum()
+        return lists[: int(held.searchsorted(visited)) + 1]
+
+
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """The inverted file. To find the `DEPTHS` best of all, lists that hold the share `visited` of all vectors
+    are visited, and `compared` vectors for each one wanted are compared at 16 bits a number.
+
+    Which list a vector goes into is decided on the sphere of radius `reach`, on which each lies once it has
+    one coordinate more (Bachrach et al., 2014): so long vectors, which are near to most questions, lie
+    together. `edges` float32[lists] has that coordinate of the lists' centres; `error` is how far a code was
+    at most from its vector.
+    """
+
+    scan: Scan
     slots: Slots
     built_with: int
-    probes: tuple[float, ...]
+    visited: tuple[float, ...]
     compared: tuple[float, ...]
     reach: float
     error: float
@@ -109,42 +182,42 @@ class Lists:
         compared = int(np.ceil(_between(depth, self.compared) * max(k, DEPTHS[0])))
         if compared >= passing:
             return self._all(wanted, where)
-        options: dict[str, Any] = {"nprobe": self._visited(depth)}
-        if passing < len(self.slots):
-            options["sel"] = faiss.IDSelectorBitmap(bits)
-        scores, at = self.packed.search(wanted, k, params=_closely(compared / k, **options))
-        return self.slots.rows[at], np.where(at >= 0, scores, np.float32(-np.inf))
+        selector = faiss.IDSelectorBitmap(bits) if passing < len(self.slots) else None
+        at, scores = self.scan.search(wanted, compared, self._visited(depth), selector)
+        return self.slots.rows.take(at), scores
 
     def _all(self, wanted: Floats, where: Where) -> Found:
         """All that pass: so few do, or so many are wanted, that lists would save nothing."""
         at = np.flatnonzero(self.slots.passing(where))
-        products = wanted @ self.index.reconstruct_batch(at).T
+        products = wanted @ self.scan.vectors(at).T
         return np.broadcast_to(self.slots.rows[at], products.shape), products
 
-    def _visited(self, depth: float) -> int:
-        """Beyond the deepest depth measured, growing with the depth's square root."""
+    def _visited(self, depth: float) -> float:
+        """How many vectors; beyond the deepest depth measured, growing with the depth's square root."""
         beyond = max(1.0, depth / DEPTHS[-1]) ** 0.5
-        return int(min(np.ceil(_between(depth, self.probes) * beyond), len(self.edges)))
+        share: float = min(_between(depth, self.visited) * beyond, 1.0)
+        return share * len(self.slots)
 
     def takes(self, vectors: Floats) -> NDArray[np.bool_]:
         """bool[n]: as short, and as near to their codes, as the vectors that it began with."""
-        near = _errors(_coded(self.index), vectors, self._placed(vectors)) <= self.error
+        near = _errors(self.scan.coded, vectors, self._placed(vectors)) <= self.error
         return np.asarray(near & (np.linalg.norm(vectors, axis=1) <= self.reach))
 
     def extended(self, part: Exact) -> Lists:
         """A copy with the slots and vectors of another part behind these."""
-        index = faiss.clone_index(self.index)
-        _filled(index, part.vectors, self._placed(part.vectors))
-        return replace(self, index=index, packed=packed(index), slots=self.slots.joined(part.slots))
+        coded = faiss.clone_index(self.scan.coded)
+        _filled(coded, part.vectors, self._placed(part.vectors))
+        whole = np.concatenate([self.scan.whole, in_steps(part.vectors, self.reach)])
+        return replace(self, scan=scanned(coded, whole, self.reach), slots=self.slots.joined(part.slots))
 
     def _placed(self, vectors: Floats) -> NDArray[np.int64]:
-        return _placed(vectors, self.reach, np.column_stack([_centres_of(_coded(self.index)), self.edges]))
+        return _placed(vectors, self.reach, np.column_stack([self.scan.centres, self.edges]))
 
 
 def joined(lists: Lists, fresh: Exact) -> Exact:
-    """What lives in both, at half precision where it comes from the lists."""
+    """What lives in both, at 16 bits a number where it comes from the lists."""
     kept = np.flatnonzero(lists.slots.alive)
-    vectors = lists.index.reconstruct_batch(kept.astype(np.int64))
+    vectors = lists.scan.vectors(kept)
     return Exact(lists.slots.taken(kept).joined(fresh.slots), np.concatenate([vectors, fresh.vectors]))
 
 
@@ -159,23 +232,34 @@ def built(whole: Exact, recall: float, questions: Floats | None) -> tuple[Exact,
     chosen = rng.choice(count, min(count, TRAINED_ON * lists), replace=False)
     reach = float(lengths[inside].max())
     centres = _centres(_lifted(vectors[chosen], reach), lists)
-    index = _empty(centres[:, :-1])
+    coded = _empty(centres[:, :-1])
     placed = _placed(vectors, reach, centres)
-    error = _learned(_coded(index), vectors[chosen], placed[chosen])
-    _filled(index, vectors, placed)
+    error = _learned(coded, vectors[chosen], placed[chosen])
+    _filled(coded, vectors, placed)
     asked = vectors if questions is None or len(questions) < FEWEST_QUESTIONS else questions
     queries = asked[rng.choice(len(asked), min(len(asked), QUERIES[0]), replace=False)]
-    scan = packed(index)
-    probes, compared = _calibrated(scan, vectors, queries, recall)
+    scan = scanned(coded, in_steps(vectors, reach), reach)
+    visited, compared = _calibrated(scan, vectors, queries, recall)
     edges = centres[:, -1].copy()
-    return whole.part(~inside), Lists(index, scan, part.slots, count, probes, compared, reach, error, edges)
+    return whole.part(~inside), Lists(scan, part.slots, count, visited, compared, reach, error, edges)
 
 
-def packed(index: Any) -> Any:
-    """The same refinement over lists whose codes lie as they are looked up; it needs `index` to live."""
-    lists = faiss.IndexIVFPQFastScan(_coded(index))
-    lists.implem = NEAREST_FIRST
-    return faiss.IndexRefine(lists, index.refine_index)
+def scanned(coded: Any, whole: NDArray[np.int16], reach: float) -> Scan:
+    """The lists `coded` and their vectors in steps, made ready to be searched."""
+    packed = faiss.IndexIVFPQFastScan(coded)
+    packed.implem = NEAREST_FIRST
+    sizes = [coded.invlists.list_size(one) for one in range(coded.nlist)]
+    return Scan(coded, packed, _centres_of(coded), np.asarray(sizes, np.int64), whole, _step(reach))
+
+
+def in_steps(vectors: Floats, reach: float) -> NDArray[np.int16]:
+    """Vectors no longer than `reach` at 16 bits a number; numpy makes floats of halves far more slowly."""
+    steps = vectors / _step(reach)
+    return np.clip(np.rint(steps, out=steps), -FINEST, FINEST, out=steps).astype(np.int16)
+
+
+def _step(reach: float) -> np.float32:
+    return np.float32(max(reach, 1e-30) / FINEST)
 
 
 def _lifted(vectors: Floats, reach: float) -> Floats:
@@ -218,12 +302,9 @@ def _empty(centres: Floats) -> Any:
     quantizer.add(np.ascontiguousarray(centres))
     inner = faiss.METRIC_INNER_PRODUCT
     lists = faiss.IndexIVFPQ(quantizer, dimension, len(centres), dimension, BITS, inner)
-    whole = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, inner)
-    index = faiss.IndexRefine(lists, whole)
-    for part in (quantizer, lists, whole):  # the index frees them
-        part.this.disown()
-    lists.own_fields = index.own_fields = index.own_refine_index = True
-    return index
+    quantizer.this.disown()  # the lists free it
+    lists.own_fields = True
+    return lists
 
 
 def _learned(lists: Any, vectors: Floats, placed: NDArray[np.int64]) -> float:
@@ -245,23 +326,20 @@ def _centres_of(lists: Any) -> Floats:
     return np.asarray(lists.quantizer.reconstruct_n(0, lists.nlist))
 
 
-def _filled(index: Any, vectors: Floats, placed: NDArray[np.int64]) -> None:
+def _filled(lists: Any, vectors: Floats, placed: NDArray[np.int64]) -> None:
     """Add the vectors to the lists that they were placed in."""
     added = np.ascontiguousarray(vectors, np.float32)
-    _coded(index).add_core(len(added), faiss.swig_ptr(added), None, faiss.swig_ptr(placed))
-    index.refine_index.add(added)
-    index.ntotal = index.refine_index.ntotal
+    lists.add_core(len(added), faiss.swig_ptr(added), None, faiss.swig_ptr(placed))
 
 
-def _coded(index: Any) -> Any:
-    """The lists of a refinement."""
-    return faiss.downcast_index(index.base_index)
+@cache
+def _visiting(lists: int) -> Any:
+    """To make them takes longer than to rank the lists."""
+    return _options(lists)
 
 
-def _closely(compared: float, **options: Any) -> Any:
-    """The parameters of a search that compares so many at half precision for each one wanted."""
-    lists = faiss.SearchParametersIVF(**options)
-    return faiss.IndexRefineSearchParameters(k_factor=max(compared, 1.0), base_index_params=lists)
+def _options(lists: int, **others: Any) -> Any:
+    return faiss.SearchParametersIVF(nprobe=lists, **others)
 
 
 def _between(depth: float, measured: tuple[float, ...]) -> float:
@@ -272,45 +350,46 @@ def _between(depth: float, measured: tuple[float, ...]) -> float:
 
 
 def _calibrated(
-    scan: Any, vectors: Floats, queries: Floats, recall: float
+    scan: Scan, vectors: Floats, queries: Floats, recall: float
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """For each of `DEPTHS` the fewest lists, in small steps, that give the recall wanted of so many, and how
-    many vectors are compared for each one wanted."""
+    """For each of `DEPTHS` the smallest share of all vectors, in small steps, whose codes give the recall
+    wanted of so many, and how many vectors are compared for each one wanted."""
     exact = faiss.IndexFlatIP(vectors.shape[1])
     exact.add(vectors)
-    lists = _coded(scan).nlist
-    steps = np.arange(np.ceil(np.log(lists) / np.log(STEP)))
-    counts: list[int] = np.unique(np.append(STEP**steps, lists).astype(int)).tolist()
+    steps = np.arange(np.ceil(np.log(len(vectors)) / np.log(STEP)))
+    counts: list[int] = np.unique(np.append(STEP**steps, len(vectors)).astype(int)).tolist()
 
     chosen = {depth: queries[:count] for depth, count in zip(DEPTHS, QUERIES, strict=True)}
     truths = {depth: exact.search(one, min(depth, len(vectors)))[1] for depth, one in chosen.items()}
     compared = {depth: _compared(scan, chosen[depth], truths[depth], recall) for depth in DEPTHS}
 
     def fewest(depth: int) -> float:
-        def reached(probes: int) -> bool:
-            return _recall(scan, chosen[depth], truths[depth], probes, compared[depth]) >= recall
+        def reached(visited: int) -> bool:
+            return _recall(scan, chosen[depth], truths[depth], visited, compared[depth]) >= recall
 
-        return float(counts[min(bisect_left(counts, True, key=reached), len(counts) - 1)])
+        return counts[min(bisect_left(counts, True, key=reached), len(counts) - 1)] / len(vectors)
 
     return tuple(map(fewest, DEPTHS)), tuple(compared.values())
 
 
-def _compared(scan: Any, queries: Floats, truth: NDArray[np.int64], recall: float) -> float:
+def _compared(scan: Scan, queries: Floats, truth: NDArray[np.int64], recall: float) -> float:
     """How many of the best by codes, for each one wanted, hold what is wanted but for `OF_CODES`."""
     k: int = truth.shape[1]
-    depth = min(MOST_COMPARED * k, scan.ntotal)
-    visited = faiss.SearchParametersIVF(nprobe=_coded(scan).nlist)
+    depth = min(MOST_COMPARED * k, len(scan.whole))
     ranks = np.full(truth.shape, depth)
     for at, query in enumerate(queries):
-        found = _coded(scan).search(query[None], depth, params=visited)[1][0]
+        found = scan.packed.search(query[None], depth, params=_visiting(len(scan.sizes)))[1][0]
         _, places, held = np.intersect1d(found, truth[at], return_indices=True)
         ranks[at, held] = places + 1
     held_by = int(np.ceil((1 - OF_CODES * (1 - min(recall, 1))) * ranks.size))
     return max(1.0, float(np.sort(ranks, axis=None)[held_by - 1]) / k)
 
 
-def _recall(scan: Any, queries: Floats, truth: NDArray[np.int64], probes: int, compared: float) -> float:
+def _recall(scan: Scan, queries: Floats, truth: NDArray[np.int64], visited: int, compared: float) -> float:
     k = truth.shape[1]
-    _, found = scan.search(queries, k, params=_closely(compared, nprobe=probes))
-    hits = sum(len(np.intersect1d(ours, theirs)) for ours, theirs in zip(found, truth, strict=True))
+    hits = 0
+    for query, theirs in zip(queries, truth, strict=True):
+        at, products = scan.search(query[None], int(np.ceil(compared * k)), visited)
+        ours = at[0, np.argsort(-products[0])[:k]]
+        hits += len(np.intersect1d(ours, theirs))
     return hits / truth.size

@@ -196,17 +196,18 @@ class AlsSource:
     def visitor(self, query: Query) -> Floats | None:
         """The visitor's vector float32[d]; None where the model knows no item of the history."""
         items = np.concatenate([query.history, query.seeds])[-self.params.history :]
-        ages = np.arange(len(items))[::-1]
-        inside = self._is_known(items)
-        items, weights = items[inside], (self.params.history_decay ** ages[inside]).astype(np.float32)
-        if not len(items):
+        seen: Floats = look_up(self.vectors, items, np.nan)
+        weights = (self.params.history_decay ** np.arange(len(items))[::-1]).astype(np.float32)
+        inside = ~np.isnan(seen[:, 0])
+        if not inside.all():
+            seen, weights = seen[inside], weights[inside]
+        if not len(seen):
             return None
-        seen = self.vectors[items]
-        weighted = seen * weights[:, None]
-        total = np.asarray([weights.sum()], np.float32)
+        weighted = seen.T * weights
+        total = weights.sum(keepdims=True)
         found = solve(
-            (weighted.T @ seen)[None],
-            weighted.sum(axis=0)[None],
+            np.asarray(weighted @ seen, np.float32)[None],
+            weighted.sum(axis=1)[None],
             total,
             self.shared,
             self.others,

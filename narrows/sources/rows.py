@@ -151,9 +151,11 @@ def scatter(rows: Rows, values: NDArray[Any], size: int, missing: float) -> NDAr
 
 def look_up(table: NDArray[Any], rows: Rows, missing: float) -> NDArray[Any]:
     """`table[rows]`, with `missing` for rows that the table does not hold."""
-    inside = (rows >= 0) & (rows < len(table))
+    outside = (rows < 0) | (rows >= len(table))
+    if not outside.any():
+        return np.asarray(table.take(rows, axis=0))  # half the time of indexing
     values = np.full((len(rows), *table.shape[1:]), missing, table.dtype)
-    values[inside] = table[rows[inside]]
+    values[~outside] = table[rows[~outside]]
     return values
 
 

@@ -150,7 +150,9 @@ class SessionSource:
         if asked is None:
             return np.full(len(rows), np.nan, np.float32)
         places = look_up(self.places, rows, -1)
-        logits = self.items[places] @ asked.state if asked.logits is None else asked.logits[places]
+        logits = (
+            self.items.take(places, axis=0) @ asked.state if asked.logits is None else asked.logits[places]
+        )
         return np.where(places >= 0, _log_likelihood(logits, asked), np.nan).astype(np.float32)
 
     def signals(self, query: Query, rows: Rows) -> Floats:
@@ -164,7 +166,7 @@ class SessionSource:
         places = places[places >= 0]
         if not len(places):
             return None
-        return np.asarray(session_state(self.weights, self.items[places], np), np.float32)
+        return np.asarray(session_state(self.weights, self.items.take(places, axis=0), np), np.float32)
 
     def _asked(self, query: Query, quota: int) -> _Asked | None:
         """What the model says of a request; the seeds stand after the history.
@@ -193,7 +195,7 @@ class SessionSource:
         if not len(found.rows):
             return _Asked(query, state, 0.0, found=found)
         top = found.scores[0]
-        drawn, places = np.exp(self.sampled @ state - top), self.places[found.rows]
+        drawn, places = np.exp(self.sampled @ state - top), self.places.take(found.rows)
         twice = places[places % self.step == 0] // self.step
         drawn[twice] = 0.0
         others = len(drawn) - len(twice)

@@ -81,7 +81,7 @@ def test_recall_is_what_was_wanted(power_law: tuple[FaissVectorIndex, MemoryVect
     questions = spread(100, 1)
     lists = index._state.lists
     assert lists is not None
-    assert max(lists.probes[:2]) < len(lists.edges)
+    assert max(lists.visited[:2]) < 0.9
     assert recall(index, oracle, questions) >= 0.97
     for name in SHARES:
         assert recall(index, oracle, questions, Where({"region": frozenset({name})})) >= 0.97
@@ -92,7 +92,7 @@ def test_how_far_it_looks_follows_the_vectors() -> None:
     near, far = of_lists(clustered(MANY, 0))._state.lists, of_lists(spread(MANY, 0))._state.lists
     assert near is not None
     assert far is not None
-    assert 2 * near.probes[0] < far.probes[0]  # for the ten nearest: a cluster has sixty
+    assert 2 * near.visited[0] < far.visited[0]  # for the ten nearest: a cluster has sixty
 
 
 def test_deleted_and_changed_rows_are_found_as_they_are(
@@ -108,7 +108,7 @@ def test_deleted_and_changed_rows_are_found_as_they_are(
         one.upsert(moved, spread(len(moved), 7))
     assert before is not None
     assert index._state.lists is not None
-    assert index._state.lists.index is before.index
+    assert index._state.lists.scan is before.scan
     assert len(index) == len(oracle) == MANY - len(gone)
     questions = spread(100, 8)
     assert recall(index, oracle, questions) >= 0.97
@@ -166,7 +166,7 @@ def test_a_few_very_long_vectors_cost_the_others_nothing() -> None:
         one.upsert(np.arange(MANY, dtype=np.int32), vectors)
     lists = index._state.lists
     assert lists is not None
-    assert max(lists.probes[:2]) < len(lists.edges)
+    assert max(lists.visited[:2]) < 0.9
     assert recall(index, oracle, spread(100, 1)) >= 0.88
     for one in (index, oracle):
         one.upsert(np.asarray([7], np.int32), 300 * spread(1, 9))
@@ -183,7 +183,7 @@ def test_what_the_lists_are_not_fit_for_does_not_fill_the_fresh_part() -> None:
     index.upsert(np.arange(1540, 1570, dtype=np.int32), spread(30, 7))
     assert moved is not None
     assert index._state.lists is not None
-    assert index._state.lists.index is moved.index
+    assert index._state.lists.scan is moved.scan
     assert len(index._state.fresh.slots) == left + 30
     assert len(index) == 1570
 
