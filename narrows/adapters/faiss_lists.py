@@ -386,10 +386,11 @@ def _compared(scan: Scan, queries: Floats, truth: NDArray[np.int64], recall: flo
 
 
 def _recall(scan: Scan, queries: Floats, truth: NDArray[np.int64], visited: int, compared: float) -> float:
+    """What other questions than these find as well, but for one standard error."""
     k = truth.shape[1]
-    hits = 0
+    shares = []
     for query, theirs in zip(queries, truth, strict=True):
         at, products = scan.search(query[None], int(np.ceil(compared * k)), visited)
         ours = at[0, np.argsort(-products[0])[:k]]
-        hits += len(np.intersect1d(ours, theirs))
-    return hits / truth.size
+        shares.append(len(np.intersect1d(ours, theirs)) / k)
+    return float(np.mean(shares) - np.std(shares) / len(shares) ** 0.5)
