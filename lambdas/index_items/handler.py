@@ -35,8 +35,8 @@ class Settings:
 
 SETTINGS = environment(Settings, os.environ)
 APP = load_app(Path(__file__).resolve().parents[2] / "apps" / SETTINGS.app)
-SEARCH = {"url": SETTINGS.search_url, "name": SETTINGS.search_name, "engine": SETTINGS.search_engine}
-VERSIONS = index_versions(APP.index, region=SETTINGS.aws_region, **SEARCH)
+NAMED = (SETTINGS.search_url, SETTINGS.search_name, SETTINGS.search_engine)
+VERSIONS = index_versions(APP.index, *NAMED, SETTINGS.aws_region)
 S3 = client("s3", read_timeout_s=20, connect_timeout_s=1, attempts=2)
 NETWORKS = KeptEncoders(S3Objects(S3, SETTINGS.bucket).get, text_encoder(APP.text_vectors))
 LOGGER = Logger(service="index_items")

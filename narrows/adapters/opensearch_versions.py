@@ -37,11 +37,11 @@ OPENING_S = 3.0
 
 def index_versions(
     settings: IndexSettings,
-    *,
     url: str,
     name: str,
     engine: str,
     region: str = "",
+    *,
     search_s: float = SEARCH_S,
 ) -> OpenSearchIndexVersions:
     """The indexes of an app, where the variables SEARCH_URL, SEARCH_NAME and SEARCH_ENGINE say."""

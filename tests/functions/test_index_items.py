@@ -20,6 +20,8 @@ VARIABLES = {
     "SEARCH_NAME": "narrows-shopnow-dev",
     "SEARCH_ENGINE": "lucene",
     "AWS_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
     "AWS_LAMBDA_FUNCTION_NAME": "narrows-index-items",
     "POWERTOOLS_METRICS_NAMESPACE": "Narrows",
     "POWERTOOLS_SERVICE_NAME": "index_items",
