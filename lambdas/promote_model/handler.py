@@ -41,7 +41,7 @@ CONTROL = DynamoControlTable(
     SETTINGS.control_table, region=SETTINGS.aws_region, connect_timeout_s=1, read_timeout_s=5
 )
 SEARCH = (SETTINGS.search_url, SETTINGS.search_name, SETTINGS.search_engine, SETTINGS.aws_region)
-INDEX = IndexBuilder(APP, versions_of(APP, *SEARCH), CONTROL, OBJECTS, SETTINGS.item_window_s)
+INDEX = IndexBuilder(APP, versions_of(APP, *SEARCH), CONTROL, OBJECTS, SETTINGS.item_window_s, time.sleep)
 
 
 def handler(event: dict[str, Any], _: Any) -> dict[str, Any]:

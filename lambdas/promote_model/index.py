@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -33,10 +33,11 @@ class IndexBuilder:
         control: DynamoControlTable,
         objects: S3Objects,
         item_window_s: int,
+        sleep: Callable[[float], object],
     ) -> None:
         """Changes of items are gathered for `item_window_s` before they are published."""
         self._app, self._versions, self._control, self._objects = app, versions, control, objects
-        self._published_s = item_window_s + PUBLISHING_S
+        self._wait = partial(sleep, item_window_s + PUBLISHING_S)
 
     def lacks(self, version: str) -> bool:
         """Whether there is no whole index of that version, where the app has indexes."""
@@ -55,8 +56,7 @@ class IndexBuilder:
             live = LiveSnapshot(self._app, self._control, copy)
             if live.current() is not None:
                 network = two_tower.load(file).reading(text_encoder(self._app.text_vectors))
-                wait = partial(time.sleep, self._published_s)
-                build_index(self._versions, version, network, partial(_newest, live), wait)
+                build_index(self._versions, version, network, partial(_newest, live), self._wait)
 
     def keep(self, live: str, previous: str) -> None:
         """Drop all indexes but those of the live model and its predecessor."""

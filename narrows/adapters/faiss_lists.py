@@ -45,6 +45,8 @@ FINEST = 32_767
 """The steps between zero and the longest vector, of 16 bits."""
 SPARE = 2.0
 """So many times as many lists are ranked as would hold the vectors to be visited, if all were as long."""
+FURTHER = 4
+"""Times as many vectors are looked up where too few of those near a question pass its filter."""
 MOSTLY = 0.25
 """From this share of vectors on that pass, comparing all is faster than picking them out."""
 
@@ -182,8 +184,14 @@ class Lists:
         compared = int(np.ceil(_between(depth, self.compared) * max(k, DEPTHS[0])))
         if compared >= passing:
             return self._all(wanted, where)
-        selector = faiss.IDSelectorBitmap(bits) if passing < len(self.slots) else None
-        at, scores = self.scan.search(wanted, compared, self._visited(depth), selector)
+        visited = self._visited(depth)
+        if passing == len(self.slots):
+            at, scores = self.scan.search(wanted, compared, visited)
+            return self.slots.rows.take(at), scores
+        at, scores = self.scan.search(wanted, compared, visited, faiss.IDSelectorBitmap(bits))
+        while visited < len(self.slots) and (at[:, min(k, passing) - 1] < 0).any():  # what passes lies afar
+            visited *= FURTHER
+            at, scores = self.scan.search(wanted, compared, visited, faiss.IDSelectorBitmap(bits))
         return self.slots.rows.take(at), scores
 
     def _all(self, wanted: Floats, where: Where) -> Found:

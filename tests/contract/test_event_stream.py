@@ -20,7 +20,8 @@ Read = Callable[[], list[Event]]
 
 
 def happened(number: int, user: str) -> Event:
-    return Event(f"e{number}", "click", 1_800_000_000.0 + number, 1_800_000_001.0, user_id=user, item_id="i")
+    time = 1_800_000_000.0 + number
+    return Event(f"e{number}", "click", time, time + 1.0, user_id=user, item_id="i")
 
 
 class EventStreamContract:

@@ -202,12 +202,12 @@ def test_what_comes_while_a_model_is_promoted_is_in_both_indexes(region: Region,
     def meanwhile(function: ModuleType) -> None:
         build = function.INDEX.build
 
-        def published(_: float) -> None:
+        def published() -> None:
             if region.control.read(snapshot_pointer("shopnow")).version == "s1":  # type: ignore[union-attr]
                 region.publish("s2", (NEW, "by-then"), "s1")
 
         def built(directory: Path, version: str) -> None:
-            region.monkeypatch.setattr("lambdas.promote_model.index.time.sleep", published)
+            region.monkeypatch.setattr(function.INDEX, "_wait", published)
             build(directory, version)
             region.items(entry(between, "run-1"))
 
