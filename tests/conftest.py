@@ -16,6 +16,7 @@ from tests.servers import dynamodb_local, ministack, moto, opensearch
 __all__ = ["dynamodb_local", "ministack", "moto", "opensearch"]
 
 PROGRAMS = {"spark": "Spark", "local": "the local cloud", "browser": "Chromium"}
+LONG = ("tests/e2e/", "tests/workflows/", "tests/test_parity.py", "tests/infrastructure/")
 LOOPBACK = ["127.0.0.1", "localhost", "::1"]
 
 hypothesis.settings.register_profile(
@@ -37,11 +38,16 @@ class ByFile(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     """Asked for where `--numprocesses` is given."""
+    config.option.loadscopereorder = False  # in the order of `LONG`, not of how many tests a file has
     return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """PySpark leaves the sockets by which it collects rows to the garbage collector, which says so."""
+    """Long files first, so that no process waits for another's last one.
+
+    PySpark leaves the sockets by which it collects rows to the garbage collector, which says so.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     for item in items:
         if item.get_closest_marker("spark"):
             item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))

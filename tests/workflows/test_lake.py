@@ -344,6 +344,7 @@ def test_what_runs_counted_is_kept_by_day(lake: Lake) -> None:
     assert kept == [{first: 1}, {first: 2}, {later: 1}]
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_a_lake_that_the_next_one_completes(spark: Any, tmp_path: Path) -> None:
     """SIGKILL while it writes: the table is readable, the next run of the script ends the work."""
     lake = Lake(spark, tmp_path)
