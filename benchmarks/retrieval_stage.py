@@ -5,7 +5,8 @@
 The bundle is made up, and served as a trained one is: vectors with a spectrum that falls as a power, factors
 whose lengths vary, lists of neighbours, orders of popularity, times of creation; every source of the app's
 feed with its quota and its share of the deadline. `one thread` runs the sources one after the other, `pool`
-as the API does. With `--folder` the bundle is kept there, and used again.
+as the API does. Of some passes over all visitors the one with the lowest p99 is shown, and the p99 of each.
+With `--folder` the bundle is kept there, and used again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from vector_index import power_law
 
+from lambdas.recommend.wiring import COMPUTING
 from narrows.adapters.bundle import Serving, load_serving
 from narrows.adapters.bundled_indexes import INDEXED, write_indexes
 from narrows.features.registry import FeatureSet
@@ -50,6 +52,8 @@ NOW = 1_700_000_000.0
 DAY_S = 86_400.0
 VISITORS, HISTORY, LIKED = 400, 50, 400
 WARM_UP = 50
+PASSES = 5
+"""Minutes of a shared machine differ by a third; the quickest pass over all visitors is least disturbed."""
 MERGED = 300
 NOISE = 0.3
 NEIGHBOURS = {"covisitation": 40, "bought_together": 10}
@@ -223,9 +227,11 @@ def measured(app: App, serving: Serving, rows: int, bundle: Path) -> dict[str, A
     """The stage for each visitor, on one thread and on the API's pool, and what its indexes find."""
     queries = visitors(serving, rows, np.random.default_rng(1), bundle)
     found: dict[str, Any] = {"problems": dict(serving.problems)}
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(COMPUTING) as pool:
         for name, executor in {"one_thread": Inline(), "pool": pool}.items():
-            found[name] = staged(app, serving, queries, executor)
+            passes = [staged(app, serving, queries, executor) for _ in range(PASSES)]
+            found[name] = min(passes, key=lambda one: one["p99_ms"])
+            found[name]["p99_of_passes_ms"] = [one["p99_ms"] for one in passes]
     found["recall"] = {name: recall(serving, name, queries[:100], app) for name in INDEXED}
     found["merged_recall_at_300"] = merged_recall(app, serving, queries[:100])
     found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -345,7 +351,8 @@ def report(found: Mapping[str, Any]) -> None:
         one = found[kind]
         print(f"  {kind.replace('_', ' '):18} {one['p50_ms']:8.2f} {one['p99_ms']:8.2f}", end=" ")
         print(f"{'':8}  {one['own_ms']:.2f} ms of processor time,", end=" ")
-        print(f"{one['candidates']:.0f} candidates, {one['late']} late")
+        print(f"{one['candidates']:.0f} candidates, {one['late']} late;", end=" ")
+        print("p99 of each pass", *(f"{ms:.2f}" for ms in one["p99_of_passes_ms"]))
     print(f"  {'merged at 300':18} {'':17} {found['merged_recall_at_300']:8.3f}")
     alone = found["one_thread"]
     print(f"  {'its own time':18} {alone['own_p50_ms']:8.2f} {alone['own_p99_ms']:8.2f}")

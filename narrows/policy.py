@@ -234,7 +234,7 @@ def passing(
 ) -> Bits:
     """bool[n]: which of the rows `gate` would allow, for who does not ask why."""
     open_ = _covered(rows, state)
-    at = np.where(open_, rows, 0)
+    at = rows if open_.all() else np.where(open_, rows, 0)
     for rule in rules:
         open_ &= ~_judge(rule, at, state, context, now, vouched=False)[1]
     return open_
@@ -252,6 +252,8 @@ def region_asked(state: PolicyState, rules: Sequence[Rule], context: GateContext
 def _covered(rows: Rows, state: PolicyState) -> Bits:
     """The rows that the state knows, and whose items the catalogue still has."""
     covered = (rows >= 0) & (rows < state.size)
+    if covered.all():
+        return np.asarray(~state.deleted.take(rows))
     covered[covered] = ~state.deleted[rows[covered]]
     return covered
 
@@ -272,14 +274,16 @@ def _judge(
 
 
 def _hidden(rows: Rows, do_not_show: Rows | None) -> Bits:
-    return np.zeros(len(rows), np.bool_) if do_not_show is None else np.isin(rows, do_not_show)
+    if do_not_show is None or not len(do_not_show):
+        return np.zeros(len(rows), np.bool_)
+    return np.isin(rows, do_not_show)
 
 
 def _listed(rule: Rule, rows: Rows, state: PolicyState, context: GateContext) -> Bits:
     if rule.name == "blocked":
-        return state.blocked[rows]
+        return np.asarray(state.blocked.take(rows))  # half the time of indexing
     if rule.name == "stock":
-        return state.out_of_stock[rows]
+        return np.asarray(state.out_of_stock.take(rows))
     return _restricted_in(context.region, rows, state, rule)
 
 

@@ -38,6 +38,9 @@ from narrows.settings import App
 from narrows.vector_index import IndexVersions
 
 THREADS = 8
+COMPUTING = 2
+"""Threads of the stages where nothing is asked over the network: more of them take Python's lock from one
+another, and with eight a stage of three milliseconds takes six."""
 WARM_UP_S = 0.5
 RULES_SHARE = 0.3
 """The part of a request's time that the first one after a freeze may spend on hearing of new rules."""
@@ -164,7 +167,7 @@ def wire(settings: Settings, app: App, logger: Logger) -> Front:
         app,
         load_serving(app, None, None),
         visitors=visitors,
-        executor=ThreadPoolExecutor(THREADS, "stages"),
+        executor=ThreadPoolExecutor(THREADS if settings.search_url else COMPUTING, "stages"),
         clock=time.perf_counter,
     )
     refresher = _refresher(settings, app, stages)

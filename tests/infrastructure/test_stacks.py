@@ -31,7 +31,8 @@ STREAM = "AWS::Kinesis::Stream"
 OF_A_TIER = {"authorise_search", "index_items"}
 """Deployed only for apps whose vectors lie in OpenSearch: test_search_stack.py."""
 SET_BY_LAMBDA = {"AWS_REGION", "AWS_LAMBDA_FUNCTION_NAME"}
-READ_BY_LIBRARIES = {"POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE"}
+ONE_THREAD = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+READ_BY_LIBRARIES = {"POWERTOOLS_SERVICE_NAME", "POWERTOOLS_METRICS_NAMESPACE"} | ONE_THREAD
 
 
 @pytest.fixture(params=["dev", "prod", "local"])
@@ -68,6 +69,13 @@ def test_variables_are_those_that_the_handler_requires(stage: Synthesised, folde
     deployed = set(stage.functions()[folder]["Environment"]["Variables"]) - READ_BY_LIBRARIES
     required, optional = variables_read(folder)
     assert required - SET_BY_LAMBDA <= deployed <= required | optional
+
+
+def test_a_request_keeps_to_one_thread(stage: Synthesised) -> None:
+    """Threads of linear algebra wait for one another, and Lambda's processors are shared."""
+    for function in stage.functions().values():
+        variables = function["Environment"]["Variables"]
+        assert {variables[name] for name in ONE_THREAD} == {"1"}
 
 
 def variables_read(folder: str) -> tuple[set[str], set[str]]:
