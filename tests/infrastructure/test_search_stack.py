@@ -11,7 +11,7 @@ import pytest
 from cdk_app.config import load
 from narrows.errors import SettingsError
 from tests.infrastructure.conftest import Synthesised, synthesise
-from tests.infrastructure.test_stacks import SET_BY_LAMBDA, variables_read
+from tests.infrastructure.test_stacks import READ_BY_LIBRARIES, SET_BY_LAMBDA, variables_read
 
 
 @pytest.fixture(scope="module", params=["dev", "prod"])
@@ -80,11 +80,7 @@ def test_recommend_may_search_and_nothing_else(searching: Synthesised) -> None:
 @pytest.mark.parametrize("folder", ["authorise_search", "recommend", "index_items", "promote_model"])
 def test_variables_of_the_tier_are_those_that_handlers_know(searching: Synthesised, folder: str) -> None:
     """Deployed variables and the handler's Settings name the same things."""
-    deployed = {
-        name
-        for name in searching.functions()[folder]["Environment"]["Variables"]
-        if not name.startswith("POWERTOOLS_")
-    }
+    deployed = set(searching.functions()[folder]["Environment"]["Variables"]) - READ_BY_LIBRARIES
     required, known = variables_read(folder)
     assert required - SET_BY_LAMBDA <= deployed <= known
 
