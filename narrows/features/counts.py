@@ -182,8 +182,8 @@ class SmoothedRate(Fold):
     name: ClassVar[str] = "smoothed_rate"
     PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = {
         "per": texts("the event types that count as trials", "name the event types that count as trials"),
-        "prior_successes": between("successes believed before any event", 0.0),
-        "prior_trials": between("trials believed before any event", 1e-9),
+        "prior_successes": replace(between("successes believed before any event", 0.0), folds=False),
+        "prior_trials": replace(between("trials believed before any event", 1e-9), folds=False),
         "half_life_s": half_life(required=False),
     }
     VALUE: ClassVar[str] = "number?"
@@ -242,15 +242,21 @@ class SmoothedRate(Fold):
     def narrowed(self, event_type: str) -> Self:
         return replace(self, of=self.of.narrowed(event_type), per=self.per.narrowed(event_type))
 
-    def put(self, state: State, taken: tuple[float, float], event: Event) -> State:
-        won, tried, time = state
-        now = event.time
-        if time is None:
-            return (*taken, now)
-        if time > now:
-            return self.merge(state, (*taken, now))
-        weight = self._decay(now - time)
-        return (taken[0] + won * weight, taken[1] + tried * weight, now)
+    @cached_property
+    def put(self) -> Callable[[State, tuple[float, float], Event], State]:
+        half_life_s, merge = self.half_life_s or math.inf, self.merge
+
+        def put(state: State, taken: tuple[float, float], event: Event) -> State:
+            (won, tried, time), (success, trial) = state, taken
+            now = event.time
+            if time is None:
+                return (success, trial, now)
+            if time > now:
+                return merge(state, (success, trial, now))
+            weight = 2.0 ** ((time - now) / half_life_s)
+            return (success + won * weight, trial + tried * weight, now)
+
+        return put
 
     def merge(self, left: State, right: State) -> State:
         if left[2] is None or right[2] is None:

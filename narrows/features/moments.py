@@ -110,7 +110,7 @@ class ValueStatistics(Fold):
 
     name: ClassVar[str] = "value_statistics"
     PARAMETERS: ClassVar[Mapping[str, ParameterRule]] = {
-        "statistic": one_of("which of the statistics is read", STATISTICS)
+        "statistic": replace(one_of("which of the statistics is read", STATISTICS), folds=False)
     }
     VALUE: ClassVar[str] = "number"
     IN_PAIRS: ClassVar[bool] = True

@@ -12,13 +12,15 @@ LONGEST_S = 100 * 366 * 86_400.0
 class ParameterRule:
     """One parameter of a kind: `accepts` judges a value, `remedy` says what to write instead of a wrong one.
 
-    A duration is judged in seconds, under its name in the declaration with `_s`.
+    A duration is judged in seconds, under its name in the declaration with `_s`. What does not fold decides
+    only how a state is read: it may change, and the state stays.
     """
 
     meaning: str
     remedy: str
     accepts: Callable[[object], bool]
     required: bool = True
+    folds: bool = True
 
 
 def half_life(*, required: bool = True) -> ParameterRule:

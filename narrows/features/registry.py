@@ -46,7 +46,10 @@ _Step = tuple[Callable[[Event], Any], tuple[_Put, ...]]
 
 @dataclass(frozen=True)
 class Feature:
-    """A declaration with its kind; `key` changes with the definition, so old state is never read as new."""
+    """A declaration with its kind; `key` changes with what is folded, so old state is never read as new.
+
+    Features that fold the same events alike, as a mean and a deviation do, have one key and share its state.
+    """
 
     declaration: FeatureDeclaration
     kind: Kind
@@ -116,12 +119,12 @@ class FeatureSet:
     def _choose(self, scopes: frozenset[str]) -> None:
         self.features = tuple(one for one in self._every if _base(one.declaration) in scopes)
         lists = [one.key for one in self._every if isinstance(one.kind, LastN)]
-        self._folds: list[tuple[str, Kind]] = [(one.key, one.kind) for one in self.features]
-        self._folds += [(one.members_key, one.members) for one in self.features if one.least]
+        self._folds: dict[str, Kind] = {one.key: one.kind for one in self.features}
+        self._folds |= {one.members_key: one.members for one in self.features if one.least}
         if not lists and "visitor" in scopes:
-            self._folds.append((HISTORY, IMPLICIT_HISTORY))
-        self._history_keys = [key for key, kind in self._folds if isinstance(kind, LastN)]
-        self._keys = frozenset(key for key, _ in self._folds)
+            self._folds[HISTORY] = IMPLICIT_HISTORY
+        self._history_keys = [key for key, kind in self._folds.items() if isinstance(kind, LastN)]
+        self._keys = frozenset(self._folds)
         self._plans: dict[str, tuple[_Step, ...]] = {}
         self._fingerprint = ""
 
@@ -173,7 +176,7 @@ class FeatureSet:
         if plan is None:
             puts: dict[Hashable, list[_Put]] = {}
             reads: dict[Hashable, Callable[[Event], Any]] = {}
-            for key, kind in self._folds:
+            for key, kind in self._folds.items():
                 if not kind.types or event_type in kind.types:
                     mine = kind.narrowed(event_type)
                     reads[mine.reading] = mine.taken
@@ -185,7 +188,7 @@ class FeatureSet:
     def merge(self, left: Features, right: Features) -> Features:
         """One state for the events of both."""
         merged = {**left, **right}
-        for key, kind in self._folds:
+        for key, kind in self._folds.items():
             if key in left and key in right:
                 merged[key] = kind.merge(left[key], right[key])
         return merged
@@ -255,5 +258,12 @@ def _base(declaration: FeatureDeclaration) -> str:
 
 
 def _key(declaration: FeatureDeclaration) -> str:
-    kept = {name: value for name, value in meaning(declaration).items() if name != "default"}
-    return f"{declaration.name}:{hashlib.sha256(canonical(kept)).hexdigest()[:6]}"
+    """Of all that decides what is folded: not of the name, nor of what only decides how a state is read."""
+    rules = KINDS[declaration.kind].PARAMETERS
+    parameters = {
+        name: value
+        for name, value in declaration.parameters.items()
+        if name not in rules or rules[name].folds
+    }
+    folded = {**meaning(declaration), "parameters": parameters, "name": "", "default": 0.0}
+    return f"{declaration.kind}:{hashlib.sha256(canonical(folded)).hexdigest()[:8]}"

@@ -102,7 +102,8 @@ def fold(
     updated_at = state.updated_at
     for event in fresh.values():
         (said if event.event_type in EXCLUDING_TYPES else behaviour).append(event)
-        updated_at = max(updated_at, event.received_at)
+        if event.received_at > updated_at:
+            updated_at = event.received_at
     features = feature_set.add_all(state.features, behaviour)
     ring = grown(ring, fresh)
     hidden = _hide(state.do_not_show, said) if said else state.do_not_show
@@ -114,18 +115,16 @@ def fold(
             do_not_show=hidden,
             updated_at=updated_at,
         )
-    return VisitorState._make(
-        (
-            features,
-            bounded(applied),
-            ring,
-            hidden,
-            updated_at,
-            state.version,
-            state.merged_into,
-            state.merged,
-            state.ring_through,
-        )
+    return VisitorState(
+        features,
+        bounded(applied),
+        ring,
+        hidden,
+        updated_at,
+        state.version,
+        state.merged_into,
+        state.merged,
+        state.ring_through,
     )
 
 
@@ -138,10 +137,10 @@ def _fresh(
         mark, event = mark_of(record.shard, through) if through else record.shard, record.event
         if record.sequence > applied.get(mark, -1):
             applied[mark] = record.sequence
-            if counts(event):
+            if event.consent and not event.marks:
                 digest = digest_of(event.event_id)
-                if not knows(ring, digest):
-                    fresh.setdefault(digest, event)
+                if digest not in fresh and not knows(ring, digest):
+                    fresh[digest] = event
     return fresh
 
 

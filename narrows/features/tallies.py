@@ -143,28 +143,25 @@ class PerValue(Fold):
 
     @property
     def reading(self) -> Hashable:
-        return ("pair", self.by, self.kind.reading)
+        return ("text", self._texts.key) if self._counts_all else ("pair", self.by, self.kind.reading)
 
     @property
-    def taken(self) -> Callable[[Event], tuple[str, Any] | None]:
-        text_of, inner_of = Selection(value=self.by).text, self.kind.taken
+    def taken(self) -> Callable[[Event], Any]:
+        """The text alone where the inner kind takes one of every event, else both."""
+        text_of, inner_of = self._texts.text, self.kind.taken
 
         def pair(event: Event) -> tuple[str, Any] | None:
             inner = inner_of(event)
             text = None if inner is None else text_of(event)
             return None if text is None else (text, inner)
 
-        def pair_with_one(event: Event) -> tuple[str, float] | None:
-            text = text_of(event)
-            return None if text is None else (text, 1.0)
-
-        return pair_with_one if inner_of is unit else pair
+        return text_of if self._counts_all else pair
 
     def narrowed(self, event_type: str) -> Self:
         return replace(self, kind=cast(Additive, self.kind.narrowed(event_type)))
 
     @cached_property
-    def put(self) -> Callable[[State, tuple[str, Any], Event], State]:
+    def put(self) -> Callable[[State, Any, Event], State]:
         inner_put, zero, keep = self.kind.put, self.kind.zero(), self.keep
 
         def put(state: State, taken: tuple[str, Any], event: Event) -> State:
@@ -172,7 +169,11 @@ class PerValue(Fold):
             state[text] = inner_put(state.get(text, zero), inner, event)
             return state if len(state) <= keep else least_hashes(state, keep)
 
-        return put
+        def put_one(state: State, text: str, event: Event) -> State:
+            state[text] = inner_put(state.get(text, zero), 1.0, event)
+            return state if len(state) <= keep else least_hashes(state, keep)
+
+        return put_one if self._counts_all else put
 
     def merge(self, left: State, right: State) -> State:
         merged = {**left, **right}
@@ -209,6 +210,15 @@ class PerValue(Fold):
 
     def sql_read(self, state: str) -> str:
         return f"map_from_entries({state})"
+
+    @property
+    def _texts(self) -> Selection:
+        return Selection(value=self.by)
+
+    @cached_property
+    def _counts_all(self) -> bool:
+        """Whether the inner kind takes one of every event, so that the text is all there is to read."""
+        return self.kind.taken is unit
 
 
 @dataclass(frozen=True)
@@ -329,7 +339,9 @@ class Pairs:
 
 
 def least_hashes(state: dict[str, Any], keep: int) -> dict[str, Any]:
-    """The entries of the `keep` texts with the smallest hashes."""
-    if len(state) <= keep:
+    """The entries of the `keep` texts with the smallest hashes; the state that is given is used up."""
+    if len(state) == keep + 1:  # the usual case, for every new text of a full state
+        del state[max(zip(map(text_hash, state), state, strict=True))[1]]
         return state
-    return {text: state[text] for text in sorted(state, key=lambda one: (text_hash(one), one))[:keep]}
+    ranked = sorted(zip(map(text_hash, state), state, strict=True))
+    return {text: state[text] for _, text in ranked[:keep]} if len(state) > keep else state

@@ -248,6 +248,30 @@ def test_the_history_runs_from_the_oldest_to_the_newest() -> None:
     assert [item for _, item, _ in explicit.history(explicit.add_all({}, events))] == ["i2", "i3", "i4"]
 
 
+def test_features_that_fold_alike_share_one_state() -> None:
+    """A mean and a deviation of the same prices cost one fold and one place in what is stored."""
+    mean, deviation = (
+        declared(one, "value_statistics", parameters={"statistic": one}, value="amount")
+        for one in ("mean", "std")
+    )
+    features = FeatureSet([mean, deviation]).scoped("user")
+    state = features.add_all({}, [happened("a", T0, amount=1.0), happened("b", T0 + 1, amount=3.0)])
+    assert len(state) == 1
+    read = features.read(state, T0)
+    assert (read["mean"], read["std"]) == (2.0, 1.0)
+    assert features.read(features.merge(state, {}), T0) == read
+
+
+def test_a_new_name_or_prior_goes_on_from_the_same_state() -> None:
+    """Only what decides how a state is read has changed; the events stay where they were counted."""
+    before = FeatureSet([declared("ctr", "smoothed_rate", parameters={**RATE, "half_life_s": 60.0})])
+    priors = {"per": ("view",), "prior_successes": 0.0, "prior_trials": 1.0}
+    after = FeatureSet([declared("rate", "smoothed_rate", parameters={**priors, "half_life_s": 60.0})])
+    state = before.add_all({}, [happened("e", T0)])
+    assert after.read(state, T0) == {"rate": 1.0, "rate_missing": 0.0}
+    assert before.fingerprint() != after.fingerprint()
+
+
 def test_a_changed_definition_does_not_read_the_old_state() -> None:
     """A half-life of a day must not go on from a value that decayed by the week."""
     week, day = FeatureSet([declared()]), FeatureSet([declared(parameters={"half_life_s": 86_400.0})])
