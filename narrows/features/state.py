@@ -95,37 +95,24 @@ def fold(
     `feature_set` then stay, and else they are dropped, because they are no longer declared. The state that
     is given is used up: its features are changed in place.
     """
-    applied, ring = dict(state.applied), state.ring_through if through else state.ring
-    fresh = _fresh(records, applied, ring, through)
+    features, applied, ring, hidden, updated_at, version, merged_into, merged, ring_through = state
+    marks = dict(applied)
+    fresh = _fresh(records, marks, ring_through if through else ring, through)
     behaviour: list[Event] = []
     said: list[Event] = []
-    updated_at = state.updated_at
     for event in fresh.values():
         (said if event.event_type in EXCLUDING_TYPES else behaviour).append(event)
         if event.received_at > updated_at:
             updated_at = event.received_at
-    features = feature_set.add_all(state.features, behaviour)
-    ring = grown(ring, fresh)
-    hidden = _hide(state.do_not_show, said) if said else state.do_not_show
+    folded = feature_set.add_all(features, behaviour)
+    if said:
+        hidden = _hide(hidden, said)
     if through:
-        return state._replace(
-            features={**state.features, **features},
-            applied=bounded(applied),
-            ring_through=ring,
-            do_not_show=hidden,
-            updated_at=updated_at,
-        )
-    return VisitorState(
-        features,
-        bounded(applied),
-        ring,
-        hidden,
-        updated_at,
-        state.version,
-        state.merged_into,
-        state.merged,
-        state.ring_through,
-    )
+        folded, ring_through = {**features, **folded}, grown(ring_through, fresh)
+    else:
+        ring = grown(ring, fresh)
+    kept = bounded(marks)
+    return VisitorState(folded, kept, ring, hidden, updated_at, version, merged_into, merged, ring_through)
 
 
 def _fresh(
