@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -30,11 +31,12 @@ QUERIES = (400, 400, 100, 40)
 """By which it is measured how deep a search goes, for each of `DEPTHS`."""
 STEP = 1.04
 SEED = 0
-SWEEPS = 10
+SWEEPS = 5
 BITS = 4
 NEAREST_FIRST = 11
 """The way of faiss's fast scan that visits the nearest list first, so that few of the others are kept."""
-PLACED_AT_ONCE = 65_536
+PLACED_AT_ONCE = 512
+ASKED_AT_ONCE = 16
 LONG, SHARE = 3.0, 0.99
 """Vectors so many times as long as this share of all are compared one by one; lists would fit only them."""
 OF_CODES = 0.2
@@ -294,13 +296,11 @@ def _centres(lifted: Floats, lists: int) -> Floats:
 
 def _placed(vectors: Floats, reach: float, centres: Floats) -> NDArray[np.int64]:
     """int64[n]: the list of each vector."""
-    nearest = faiss.IndexFlatIP(centres.shape[1])
-    nearest.add(np.ascontiguousarray(centres))
-    found = [np.empty(0, np.int64)]
+    placed = np.empty(len(vectors), np.int64)
     for start in range(0, len(vectors), PLACED_AT_ONCE):
         part = _lifted(vectors[start : start + PLACED_AT_ONCE], reach)
-        found += [nearest.search(part, 1)[1][:, 0]]
-    return np.concatenate(found)
+        placed[start : start + PLACED_AT_ONCE] = (part @ centres.T).argmax(axis=1)
+    return placed
 
 
 def _empty(centres: Floats) -> Any:
@@ -362,13 +362,11 @@ def _calibrated(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """For each of `DEPTHS` the smallest share of all vectors, in small steps, whose codes give the recall
     wanted of so many, and how many vectors are compared for each one wanted."""
-    exact = faiss.IndexFlatIP(vectors.shape[1])
-    exact.add(vectors)
     steps = np.arange(np.ceil(np.log(len(vectors)) / np.log(STEP)))
     counts: list[int] = np.unique(np.append(STEP**steps, len(vectors)).astype(int)).tolist()
 
     chosen = {depth: queries[:count] for depth, count in zip(DEPTHS, QUERIES, strict=True)}
-    truths = {depth: exact.search(one, min(depth, len(vectors)))[1] for depth, one in chosen.items()}
+    truths = _truths(vectors, chosen)
     compared = {depth: _compared(scan, chosen[depth], truths[depth], recall) for depth in DEPTHS}
 
     def fewest(depth: int) -> float:
@@ -378,6 +376,21 @@ def _calibrated(
         return counts[min(bisect_left(counts, True, key=reached), len(counts) - 1)] / len(vectors)
 
     return tuple(map(fewest, DEPTHS)), tuple(compared.values())
+
+
+def _truths(vectors: Floats, chosen: Mapping[int, Floats]) -> dict[int, NDArray[np.int64]]:
+    """For each depth and its queries, which are the first of the longest list, the true best, in order."""
+    found: dict[int, list[NDArray[np.int64]]] = {depth: [] for depth in chosen}
+    asked = max(chosen.values(), key=len)
+    for start in range(0, len(asked), ASKED_AT_ONCE):
+        for at, away in enumerate(-(asked[start : start + ASKED_AT_ONCE] @ vectors.T), start):
+            depths = [depth for depth, queries in chosen.items() if at < len(queries)]
+            deepest = min(max(depths), len(vectors))
+            best = away.argpartition(deepest - 1)[:deepest]
+            ordered = best[away[best].argsort()]
+            for depth in depths:
+                found[depth].append(ordered[:depth])
+    return {depth: np.array(rows) for depth, rows in found.items()}
 
 
 def _compared(scan: Scan, queries: Floats, truth: NDArray[np.int64], recall: float) -> float:
