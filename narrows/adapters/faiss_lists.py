@@ -31,7 +31,7 @@ QUERIES = (400, 400, 100, 40)
 """By which it is measured how deep a search goes, for each of `DEPTHS`."""
 STEP = 1.04
 SEED = 0
-SWEEPS = 5
+SWEEPS = 7
 BITS = 4
 NEAREST_FIRST = 11
 """The way of faiss's fast scan that visits the nearest list first, so that few of the others are kept."""
