@@ -383,7 +383,8 @@ def _truths(vectors: Floats, chosen: Mapping[int, Floats]) -> dict[int, NDArray[
     found: dict[int, list[NDArray[np.int64]]] = {depth: [] for depth in chosen}
     asked = max(chosen.values(), key=len)
     for start in range(0, len(asked), ASKED_AT_ONCE):
-        for at, away in enumerate(-(asked[start : start + ASKED_AT_ONCE] @ vectors.T), start):
+        products = asked[start : start + ASKED_AT_ONCE] @ vectors.T
+        for at, away in enumerate(np.negative(products, out=products), start):
             depths = [depth for depth, queries in chosen.items() if at < len(queries)]
             deepest = min(max(depths), len(vectors))
             best = away.argpartition(deepest - 1)[:deepest]

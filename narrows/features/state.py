@@ -124,7 +124,7 @@ def _fresh(
         mark, event = mark_of(record.shard, through) if through else record.shard, record.event
         if record.sequence > applied.get(mark, -1):
             applied[mark] = record.sequence
-            if event.consent and not event.marks:
+            if counts(event):
                 digest = digest_of(event.event_id)
                 if digest not in fresh and not knows(ring, digest):
                     fresh[digest] = event
