@@ -8,12 +8,15 @@ event is ever a row of Spark's.
 
 from __future__ import annotations
 
+import gc
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+from zipimport import zipimporter
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +50,7 @@ from glue_jobs.event_files import (
     truths,
     words,
 )
-from narrows.features.columns import Entries, EventColumns, Floats, TextColumn
+from narrows.features.columns import Entries, EventColumns, Floats, TextColumn, least
 from narrows.features.kinds import LastN, PerValue
 from narrows.features.registry import VISITOR_SCOPES, FeatureSet
 from narrows.features.scan import ScopeFeatures, number_column, scopes_of, text_column
@@ -132,6 +135,12 @@ def _type(kind: object) -> pa.DataType:
     return pa.map_(pa.string(), pa.float64()) if isinstance(kind, PerValue) else pa.float64()
 
 
+def _texts_in(schema: pa.Schema) -> list[str]:
+    """The columns of a file that hold texts: numbers differ too much for a dictionary to pay."""
+    inner = {pa.types.is_list: ".list.element", pa.types.is_map: ".key_value.key", pa.types.is_string: ""}
+    return [one.name + end for one in schema for is_such, end in inner.items() if is_such(one.type)]
+
+
 def _empty(plan: Plan, scope: str) -> None:
     """Make the folder of a scope, without what an earlier run left there; its columns show without a key."""
     system, folder = plan.folder(scope)
@@ -158,6 +167,7 @@ def _dealing(plan: Plan) -> Stage:
     """Numbers of parts -> blocks by scope and seat; a session's own rows go where its logins go."""
 
     def deal(batches: Batches) -> Iterator[pa.RecordBatch]:
+        _settled()
         for batch in batches:
             for number in batch.column(0).to_pylist():
                 for part in plan.parts[number]:
@@ -171,6 +181,7 @@ def _adding(plan: Plan) -> Stage:
     """Blocks of one seat -> all scopes but visitor are written; its rows under the key they end up at."""
 
     def add(batches: Batches) -> Iterator[pa.RecordBatch]:
+        _settled()
         held: dict[str, list[pa.Buffer]] = defaultdict(list)
         here = 0
         for batch in batches:
@@ -193,6 +204,7 @@ def _adding_visitors(plan: Plan) -> Stage:
     """Blocks of one seat -> the visitors' values are written; how many keys others have is there already."""
 
     def add(batches: Batches) -> Iterator[pa.RecordBatch]:
+        _settled()
         held, here = [], 0
         for batch in batches:
             of_visitors = pc.equal(batch.column(0), VISITORS)
@@ -203,6 +215,18 @@ def _adding_visitors(plan: Plan) -> Stage:
             yield from as_rows([_written(plan, VISITORS, here, unpacked(held))])
 
     return add
+
+
+def _settled() -> None:
+    """Spare this worker what PySpark does around every task: it reads the lists of its zipped packages anew,
+    once for each package that was imported from them, and has all that they made searched for garbage.
+    """
+    finders = sys.path_importer_cache
+    zipped = [path for path, finder in finders.items() if isinstance(finder, zipimporter)]
+    for path in zipped:
+        del finders[path]  # comes back when something is imported from there
+    if zipped:
+        gc.freeze()
 
 
 def _told(leg: str, seat: int, number: int) -> Block:
@@ -216,15 +240,17 @@ def _dealt(rows: EventRows, plan: Plan) -> Iterator[Block]:
     yield _told(READ, 0, len(rows))
     yield _told(LATER, 0, int(np.count_nonzero(table["time"].to_numpy() > plan.as_of)))
     counts = past & rows.counting
+    sessions = seats_of(rows.columns["session_id"], plan.seats)
     for scope in plan.scopes.values():
         chosen = np.flatnonzero(counts & _of_types(table["event_type"].chunk(0), scope))
         mine = table.select(scope.columns)
         if scope.name == VISITORS:
-            yield from _dealt_visitors(rows, mine, chosen, np.flatnonzero(past), plan.seats)
+            yield from _dealt_visitors(rows, mine, chosen, np.flatnonzero(past), sessions, plan.seats)
         elif scope.name in VISITOR_SCOPES:
             key = rows.columns[f"{scope.name}_id"]
             chosen = chosen[truths(pc.is_valid(key))[chosen]]
-            yield from dealt(scope.name, _keyed(mine, key), chosen, seats_of(key, plan.seats)[chosen])
+            places = sessions if scope.name == "session" else seats_of(key, plan.seats)
+            yield from dealt(scope.name, _keyed(mine, key), chosen, places[chosen])
         else:
             yield from _dealt_by_word(rows, scope, mine, chosen, plan.seats)
 
@@ -238,7 +264,12 @@ def _keyed(table: pa.Table, key: pa.Array) -> pa.Table:
 
 
 def _dealt_visitors(
-    rows: EventRows, table: pa.Table, chosen: NDArray[Any], past: NDArray[Any], seats: int
+    rows: EventRows,
+    table: pa.Table,
+    chosen: NDArray[Any],
+    past: NDArray[Any],
+    sessions: NDArray[np.int64],
+    seats: int,
 ) -> Iterator[Block]:
     """Each row to the seat of its key, and who logged in at a session to the seat of the session.
 
@@ -253,7 +284,7 @@ def _dealt_visitors(
     known = truths(pc.starts_with(key, _USER)) & truths(pc.is_valid(session))
     logins = past[known[past]]
     told = pa.table({"key": session, "user": key, "time": rows.columns["time"]})
-    yield from dealt(LOGINS, told, logins, seats_of(session, seats)[logins])
+    yield from dealt(LOGINS, told, logins, sessions[logins])
 
 
 def _dealt_by_word(
@@ -301,14 +332,14 @@ def _first_logins(sessions: pa.Array, logins: pa.Table) -> tuple[NDArray[Any], p
     ids = pc.utf8_slice_codeunits(sessions, len(_SESSION))
     at = pc.index_in(logins["key"].combine_chunks(), value_set=ids)
     rows = np.flatnonzero(truths(pc.is_valid(at)))
-    session = at.take(pa.array(rows)).to_numpy()
-    users = logins["user"].combine_chunks().take(pa.array(rows))
-    named = users.dictionary_encode()
-    name = pc.rank(named.dictionary).to_numpy()[codes_of(named)] if len(rows) else rows
-    order = np.lexsort((name, logins["time"].to_numpy()[rows], session))
-    ordered = session[order]
-    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
-    return ordered[first], users.take(pa.array(order[first]))
+    session, time = at.take(pa.array(rows)).to_numpy(), logins["time"].to_numpy()[rows]
+    earliest = np.flatnonzero(time == least(time, session, len(sessions))[session])
+    users = logins["user"].combine_chunks().take(pa.array(rows[earliest]))
+    each = pa.table({"session": session[earliest], "user": users})
+    each = each.take(pc.sort_indices(each, [("session", "ascending"), ("user", "ascending")]))
+    known = each["session"].to_numpy()
+    first = np.flatnonzero(np.diff(known, prepend=-1))
+    return known[first], each["user"].combine_chunks().take(pa.array(first))
 
 
 def _written(plan: Plan, leg: str, seat: int, table: pa.Table) -> Block:
@@ -317,7 +348,7 @@ def _written(plan: Plan, leg: str, seat: int, table: pa.Table) -> Block:
     values = _values(scope, table, plan.as_of)
     system, folder = plan.folder(leg)
     with system.open_output_stream(f"{folder}/part-{seat:05d}.parquet") as stream:
-        pq.write_table(values, stream, store_schema=False)
+        pq.write_table(values, stream, store_schema=False, use_dictionary=_texts_in(values.schema))
     return _told(leg, seat, len(values))
 
 
@@ -348,7 +379,7 @@ def _columns(scope: ScopeFeatures, table: pa.Table, keys: pa.DictionaryArray) ->
 
 def _in_order(events: EventColumns, ids: pa.ChunkedArray) -> EventColumns:
     """The rows by key and time; where two of a key have one time, their ids say which came last."""
-    order = np.lexsort((events.time, events.key.codes))
+    order = _by_group(np.argsort(events.time), events.key.codes)
     key, time = events.key.codes[order], events.time[order]
     same = np.concatenate([[False], (key[1:] == key[:-1]) & (time[1:] == time[:-1])])[: len(order)]
     tied = order[same | np.append(same[1:], False)[: len(order)]]
@@ -357,6 +388,13 @@ def _in_order(events: EventColumns, ids: pa.ChunkedArray) -> EventColumns:
         events.order[tied] = names.places[names.codes]
         order = np.lexsort((events.order, events.time, events.key.codes))
     return events.take(order)
+
+
+def _by_group(rows: NDArray[Any], groups: NDArray[np.int64]) -> NDArray[Any]:
+    """The rows by their groups; those of one group stay in their order."""
+    mine = groups[rows]
+    small = mine.max(initial=0) < 1 << 16  # numbers of 16 bits are sorted by radix
+    return rows[np.argsort(mine.astype(np.uint16) if small else mine, kind="stable")]
 
 
 def _text(column: pa.Array | pa.ChunkedArray) -> TextColumn:

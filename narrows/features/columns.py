@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Truths = NDArray[np.bool_]
 Objects = NDArray[np.object_]
+Column = TypeVar("Column")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,11 +37,12 @@ class TextColumn:
     @staticmethod
     def hours(time: Floats) -> TextColumn:
         """The hour of the day of each moment, in UTC: what `hour` names."""
-        return TextColumn((time // HOUR_S % len(HOURS)).astype(np.int64), HOURS)
+        whole_s = np.floor(time).astype(np.int64)  # whole numbers divide several times as fast
+        return TextColumn(whole_s // int(HOUR_S) % len(HOURS), HOURS)
 
-    def take(self, chosen: NDArray[Any]) -> TextColumn:
+    def take(self, rows: Integers) -> TextColumn:
         """These rows."""
-        return TextColumn(self.codes[chosen], self.words)
+        return TextColumn(self.codes.take(rows), self.words)
 
     def among(self, texts: Iterable[str]) -> Truths:
         """Whether each text is one of these."""
@@ -74,6 +76,7 @@ class EventColumns:
     order: Integers
     texts: Mapping[str, TextColumn]
     numbers: Mapping[str, Floats]
+    _by_types: dict[frozenset[str], tuple[Integers, EventColumns]] = field(default_factory=dict, init=False)
 
     @staticmethod
     def of(events: Sequence[Event]) -> EventColumns:
@@ -100,11 +103,18 @@ class EventColumns:
     def __len__(self) -> int:
         return len(self.time)
 
-    def take(self, chosen: NDArray[Any]) -> EventColumns:
-        """These rows, by a mask or by their places."""
-        texts = {name: column.take(chosen) for name, column in self.texts.items()}
-        numbers = {name: column[chosen] for name, column in self.numbers.items()}
-        return EventColumns(self.key.take(chosen), self.time[chosen], self.order[chosen], texts, numbers)
+    def take(self, rows: Integers) -> EventColumns:
+        """These rows; a column that nobody asks for is never taken."""
+        texts: _Later[TextColumn] = _Later(self.texts, lambda column: column.take(rows))
+        numbers: _Later[Floats] = _Later(self.numbers, lambda column: column.take(rows))
+        return EventColumns(self.key.take(rows), self.time.take(rows), self.order.take(rows), texts, numbers)
+
+    def of_types(self, types: frozenset[str]) -> tuple[Integers, EventColumns]:
+        """The rows of the events of these types, and their columns; chosen once for all who ask alike."""
+        if types not in self._by_types:
+            rows = np.flatnonzero(self.text("event_type").among(types))
+            self._by_types[types] = rows, self.take(rows)
+        return self._by_types[types]
 
     def keyed(self, keys: Iterable[str | None]) -> EventColumns:
         """The same events under other keys, such as their items; an event under none belongs to nobody."""
@@ -115,7 +125,8 @@ class EventColumns:
         found = self.numbers.get(name)
         if found is None:
             return np.full(len(self), np.nan)
-        return np.where(np.isfinite(found), found, np.nan)
+        finite = np.isfinite(found)
+        return found if finite.all() else np.where(finite, found, np.nan)
 
     def text(self, name: str) -> TextColumn:
         """A field or property as text."""
@@ -133,7 +144,8 @@ class EventColumns:
     def amounts(self, of: Selection) -> Floats:
         """What each event adds, nan where the selection does not take it."""
         amounts = np.ones(len(self)) if of.value is None else self.number(of.value)
-        return np.where(self.taken(of), amounts, np.nan)
+        taken = self.taken(of)
+        return amounts if taken.all() else np.where(taken, amounts, np.nan)
 
     def words(self, of: Selection) -> TextColumn:
         """The text that each event gives, none where the selection does not take it."""
@@ -174,7 +186,7 @@ class Entries:
 
     def only(self, groups: Truths) -> Entries:
         """These groups as they are; the others hold nothing."""
-        kept = groups[self.group]
+        kept = np.flatnonzero(groups[self.group])
         numbers = None if self.numbers is None else self.numbers[kept]
         return Entries(self.group[kept], self.words.take(kept), self.known & groups, numbers)
 
@@ -185,6 +197,28 @@ def names_read(by: Callable[[EventColumns], Any]) -> tuple[list[str], list[str]]
     nothing = np.empty(0)
     by(EventColumns(TextColumn.of(()), nothing, nothing.astype(np.int64), texts, numbers))
     return sorted(texts.names), sorted(numbers.names)
+
+
+class _Later(Mapping[str, Column]):
+    """Some rows of columns, each taken when it is asked for first."""
+
+    def __init__(self, columns: Mapping[str, Column], take: Callable[[Column], Column]) -> None:
+        self._columns, self._take = columns, take
+        self._taken: dict[str, Column] = {}
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self._taken:
+            column = self._columns.get(name)
+            if column is None:
+                raise KeyError(name)
+            self._taken[name] = self._take(column)
+        return self._taken[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
 
 
 class _Asked(dict[str, Any]):
@@ -209,20 +243,33 @@ def _number(value: Scalar | None) -> float:
 
 def totals(amounts: Floats, groups: Integers, size: int) -> tuple[Floats, Floats]:
     """Of each group how many amounts are known, and their sum."""
-    known = ~np.isnan(amounts)
-    number = np.bincount(groups[known], minlength=size).astype(np.float64)
-    total: Floats = np.bincount(groups[known], weights=amounts[known], minlength=size).astype(np.float64)
+    amounts, groups = _known(amounts, groups)
+    number = np.bincount(groups, minlength=size).astype(np.float64)
+    total: Floats = np.bincount(groups, weights=amounts, minlength=size).astype(np.float64)
     return number, total
 
 
-def extremes(values: Floats, groups: Integers, size: int) -> tuple[Floats, Floats]:
-    """The least and the greatest known value of each group, nan where none is known."""
+def least(values: Floats, groups: Integers, size: int) -> Floats:
+    """The least known value of each group, nan where none is known."""
+    return _extreme(np.minimum, np.inf, values, groups, size)
+
+
+def greatest(values: Floats, groups: Integers, size: int) -> Floats:
+    """The greatest known value of each group, nan where none is known."""
+    return _extreme(np.maximum, -np.inf, values, groups, size)
+
+
+def _extreme(of: np.ufunc, nothing: float, values: Floats, groups: Integers, size: int) -> Floats:
+    values, groups = _known(values, groups)
+    found = np.full(size, nothing)
+    of.at(found, groups, values)
+    return np.where(found == nothing, np.nan, found)
+
+
+def _known(values: Floats, groups: Integers) -> tuple[Floats, Integers]:
+    """The values that are numbers, and their groups."""
     known = ~np.isnan(values)
-    least, greatest = np.full(size, np.inf), np.full(size, -np.inf)
-    np.minimum.at(least, groups[known], values[known])
-    np.maximum.at(greatest, groups[known], values[known])
-    empty = np.isinf(least)
-    return np.where(empty, np.nan, least), np.where(empty, np.nan, greatest)
+    return (values, groups) if known.all() else (values[known], groups[known])
 
 
 def newest(events: EventColumns, chosen: Truths, groups: Integers, keep: int) -> Integers:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from narrows.events import Event
-from narrows.features.columns import EventColumns, Floats, Integers, extremes, totals
+from narrows.features.columns import EventColumns, Floats, Integers, greatest, totals
 from narrows.features.declarations import FeatureDeclaration, Parameter
 from narrows.features.folding import NOTHING, Fold, State, decay, number
 from narrows.features.parameters import (
@@ -406,7 +406,7 @@ def aged(
     amounts: Floats, events: EventColumns, groups: Integers, size: int, as_of: Floats, half_life_s: float
 ) -> Floats:
     """The weight of each event at its group's moment, or at its newest event where a clock was ahead."""
-    _, newest = extremes(np.where(np.isnan(amounts), np.nan, events.time), groups, size)
+    newest = greatest(np.where(np.isnan(amounts), np.nan, events.time), groups, size)
     moment = np.fmax(newest, as_of)
     return np.asarray(np.exp2((events.time - moment[groups]) / half_life_s), np.float64)
 

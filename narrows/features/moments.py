@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from narrows.events import Event
-from narrows.features.columns import EventColumns, Floats, Integers, extremes, totals
+from narrows.features.columns import EventColumns, Floats, Integers, greatest, least, totals
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.folding import NOTHING, Fold, State
 from narrows.features.parameters import ParameterRule, one_of
@@ -66,7 +66,7 @@ class FirstSeen(Fold):
         return None if state[0] is None else float(state[0])
 
     def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
-        return extremes(self._times(events), groups, size)[0]
+        return least(self._times(events), groups, size)
 
     def sql_state(self, rows: SqlRows) -> dict[str, str]:
         return {"time": f"min(CASE WHEN {rows.amount(self.of)} IS NOT NULL THEN time END)"}
@@ -94,7 +94,7 @@ class LastSeen(FirstSeen):
         return left if left[0] >= right[0] else right
 
     def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats:  # noqa: ARG002
-        return extremes(self._times(events), groups, size)[1]
+        return greatest(self._times(events), groups, size)
 
     def sql_state(self, rows: SqlRows) -> dict[str, str]:
         return {"time": f"max(CASE WHEN {rows.amount(self.of)} IS NOT NULL THEN time END)"}
@@ -170,7 +170,7 @@ class ValueStatistics(Fold):
         known = np.flatnonzero(~np.isnan(amounts))
         number, total = totals(amounts, groups, size)
         if self.statistic in ("min", "max"):
-            return extremes(amounts, groups, size)[self.statistic == "max"]
+            return (greatest if self.statistic == "max" else least)(amounts, groups, size)
         with np.errstate(invalid="ignore"):
             mean = total / number
             squares = (amounts[known] - mean[groups[known]]) ** 2

@@ -84,7 +84,11 @@ class Feature:
 
     def values(self, events: EventColumns, groups: Integers, size: int, as_of: Floats) -> Floats | Entries:
         """The kind's values of groups, and nothing of those that are too small to be told of."""
-        found: Floats | Entries = self.kind.values(events, groups, size, as_of)
+        mine, own_groups = events, groups
+        if self.kind.types:
+            rows, mine = events.of_types(self.kind.types)
+            own_groups = groups.take(rows)
+        found: Floats | Entries = self.kind.values(mine, own_groups, size, as_of)
         if not self.least:
             return found
         enough = self.members.values(events, groups, size, as_of) >= self.least

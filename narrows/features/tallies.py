@@ -22,8 +22,8 @@ from narrows.features.columns import (
     Floats,
     Integers,
     TextColumn,
-    extremes,
     from_start,
+    greatest,
 )
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.folding import Additive, Fold, State, number
@@ -32,6 +32,8 @@ from narrows.features.selection import HASH_RANGE, Selection, selection_of, text
 from narrows.features.sql_rows import SqlRows, mark_of
 
 KEEP = 100
+_DENSE = 8
+"""A table of all that numbers can be is quicker than sorting them, up to so many times their length."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,9 @@ class DistinctCount(Fold):
         number = np.bincount(pairs.group[kept], minlength=size).astype(np.float64)
         if not np.any(number >= self.keep):
             return np.where(number == 0, np.nan, number)
-        greatest = extremes(pairs.mark[kept].astype(np.float64), pairs.group[kept], size)[1]
+        last = greatest(pairs.mark[kept].astype(np.float64), pairs.group[kept], size)
         with np.errstate(invalid="ignore", divide="ignore"):
-            estimate = (self.keep - 1) * float(HASH_RANGE) / greatest
+            estimate = (self.keep - 1) * float(HASH_RANGE) / last
         return np.where(number == 0, np.nan, np.where(number < self.keep, number, estimate))
 
     def sql_word(self, rows: SqlRows) -> str:
@@ -311,12 +313,16 @@ class Pairs:
     @staticmethod
     def of(column: TextColumn, groups: Integers) -> Pairs:
         """The pairs of events in these groups with this column."""
-        known = column.codes >= 0
         width = max(1, len(column.words))
-        joined, at = np.unique(groups[known] * width + column.codes[known], return_inverse=True)
-        place = np.full(len(groups), -1, np.int64)
-        place[known] = at
-        return Pairs(column, joined // width, joined % width, place)
+        known = column.codes >= 0
+        each = groups * width + column.codes if known.all() else (groups * width + column.codes)[known]
+        joined, at = _different(each)
+        place = at
+        if len(at) < len(groups):
+            place = np.full(len(groups), -1, np.int64)
+            place[known] = at
+        group = joined // width
+        return Pairs(column, group, joined - group * width, place)
 
     def __len__(self) -> int:
         return len(self.group)
@@ -332,10 +338,27 @@ class Pairs:
 
     def least(self, keep: int) -> Integers:
         """The places of the `keep` pairs with the smallest hashes in each group; by group."""
-        if not np.any(from_start(self.group) >= keep):
-            return np.arange(len(self))  # nothing is hashed where all can be kept
-        ordered = np.lexsort((self.column.places[self.word], self.mark, self.group))
-        return np.asarray(ordered[from_start(self.group[ordered]) < keep], np.int64)
+        overfull = np.zeros(int(self.group[-1]) + 1 if len(self) else 0, np.bool_)
+        overfull[self.group[from_start(self.group) >= keep]] = True
+        ranked = np.flatnonzero(overfull[self.group])  # nothing is hashed where all can be kept
+        if not len(ranked):
+            return np.arange(len(self))
+        words, groups = self.word[ranked], self.group[ranked]
+        ordered = np.lexsort((self.column.places[words], self.column.hashes[words], groups))
+        kept = ~overfull[self.group]
+        kept[ranked[ordered[from_start(groups) < keep]]] = True
+        return np.flatnonzero(kept)
+
+
+def _different(numbers: Integers) -> tuple[Integers, Integers]:
+    """The different numbers in order, none of them negative, and the place of each number among them."""
+    most = int(numbers.max(initial=-1)) + 1
+    if most > _DENSE * len(numbers):
+        return np.unique(numbers, return_inverse=True)
+    there = np.zeros(most, np.bool_)
+    there[numbers] = True
+    places = np.cumsum(there) - 1
+    return np.flatnonzero(there), places.take(numbers)
 
 
 def least_hashes(state: dict[str, Any], keep: int) -> dict[str, Any]:
