@@ -173,21 +173,29 @@ def merge(answers: Sequence[tuple[str, Retrieved | None]], *, exclude: Rows = NO
     names = tuple(name for name, _ in answers)
     found = [retrieved or Retrieved(NO_ROWS, NO_WEIGHTS) for _, retrieved in answers]
     offered = np.concatenate([NO_ROWS, *(one.rows for one in found)])
-    order = np.argsort(offered, kind="stable")
-    rows, columns = offered[order], np.repeat(np.arange(len(found)), [len(one.rows) for one in found])[order]
+    lengths = [len(one.rows) for one in found]
+    placed = (offered.astype(np.int64) << 32) | np.arange(len(offered))
+    placed.sort()  # rows and their places as one number, in half the time of asking for the order
+    rows, order = (placed >> 32).astype(np.int32), placed & 0xFFFF_FFFF
+    columns = np.repeat(np.arange(len(found)), lengths).take(order)
     again = rows[1:] == rows[:-1]
     if (again & (columns[1:] == columns[:-1])).any():
         return merge(
             [(name, _distinct(one)) for (name, _), one in zip(answers, found, strict=True)], exclude=exclude
         )
-    kept = np.flatnonzero((rows >= 0) & ~among(rows, exclude))
-    first = np.append(True, ~again)[: len(rows)][kept]
-    at, columns, order = np.cumsum(first) - 1, columns[kept], order[kept]
-    ranks = np.full((int(first.sum()), len(names)), -1, np.int32)
+    first = np.append(True, ~again)[: len(rows)]
+    kept = (rows >= 0) & ~among(rows, exclude)
+    if not kept.all():
+        places = np.flatnonzero(kept)
+        rows, first = rows.take(places), first.take(places)
+        columns, order = columns.take(places), order.take(places)
+    distinct = rows[first]
+    cells = (first.cumsum() - 1) * len(names) + columns
+    ranks = np.full((len(distinct), len(names)), -1, np.int32)
     scores = np.full(ranks.shape, np.nan, np.float32)
-    ranks[at, columns] = np.concatenate([NO_ROWS, *(np.arange(len(one.rows)) for one in found)])[order]
-    scores[at, columns] = np.concatenate([NO_WEIGHTS, *(one.scores for one in found)])[order]
-    return Candidates(rows[kept][first].astype(np.int32), names, ranks, scores)
+    ranks.put(cells, np.concatenate([NO_ROWS, *map(np.arange, lengths)]).take(order))
+    scores.put(cells, np.concatenate([NO_WEIGHTS, *(one.scores for one in found)]).take(order))
+    return Candidates(distinct, names, ranks, scores)
 
 
 def _distinct(retrieved: Retrieved) -> Retrieved:

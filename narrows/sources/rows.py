@@ -19,6 +19,7 @@ Passes = Callable[[Rows], NDArray[np.bool_]]
 NOTHING = Retrieved(NO_ROWS, NO_WEIGHTS)
 REGION = "region"
 FURTHER = 4
+JUDGED = 50
 LOOKED_AT = 50_000
 """How far down a list one looks for what may be shown: a millisecond's worth."""
 
@@ -73,8 +74,9 @@ def judging(query: Query) -> Passes | None:
 
 
 def crowded(rows: Rows, passes: Passes) -> bool:
-    """Whether most of the rows may not be shown."""
-    return 2 * int(np.count_nonzero(passes(rows))) < len(rows)
+    """Whether most of the rows may not be shown, by `JUDGED` of them spread evenly where there are more."""
+    judged = rows[:: max(1, len(rows) // JUDGED)]
+    return 2 * int(np.count_nonzero(passes(judged))) < len(judged)
 
 
 def nearest(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from narrows.networks import Weights, session_state
+from narrows.networks import Weights, session_state, with_biases
 from narrows.retrieval import Floats, Query, Retrieved, Rows, among
 from narrows.sources.rows import (
     NOTHING,
@@ -33,7 +33,7 @@ from narrows.vector_index import VectorIndex
 FILE = "session.npz"
 SIGNALS = ("score",)
 WEIGHT = "weight:"
-SAMPLED = 2048
+SAMPLED = 1024
 """Items by which the sum over all items is estimated, where an index finds the likeliest."""
 LIKELIEST = 100
 
@@ -67,7 +67,8 @@ class Session:
         rows = rows_of(self.item_ids.tolist())
         held = np.flatnonzero((rows >= 0) & (rows < size)).astype(np.int32)
         places = scatter(rows[held], np.arange(len(held), dtype=np.int32), size, -1)
-        return SessionSource(self.items[held], rows[held], places, self.weights, self.params)
+        weights = with_biases(self.weights, np)
+        return SessionSource(self.items[held], rows[held], places, weights, self.params)
 
 
 def load(path: Path) -> Session:
