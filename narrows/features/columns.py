@@ -76,7 +76,9 @@ class EventColumns:
     order: Integers
     texts: Mapping[str, TextColumn]
     numbers: Mapping[str, Floats]
-    _by_types: dict[frozenset[str], tuple[Integers, EventColumns]] = field(default_factory=dict, init=False)
+    _by_types: dict[frozenset[str], tuple[Integers, EventColumns]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @staticmethod
     def of(events: Sequence[Event]) -> EventColumns:
