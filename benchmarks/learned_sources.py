@@ -31,7 +31,7 @@ from narrows.adapters.tables import read_training_data, write_training_data
 from narrows.evaluation.leave_one_out import cases, find, first_hundred
 from narrows.evaluation.metrics import gain_at, hit_at, mean, reciprocal_rank_at
 from narrows.interactions import Interactions, interactions_of
-from narrows.networks import session_state, session_weights, two_tower_weights, user_vectors
+from narrows.networks import session_state, session_weights, two_tower_weights, user_vectors, with_biases
 from narrows.retrieval import NO_ROWS, CandidateSource, Query, Retrieved, Rows, fuse, merge
 from narrows.settings import load_app
 from narrows.sources import load_sources, session, two_tower
@@ -126,7 +126,7 @@ def speed() -> Iterator[Line]:
     recent = drawn.normal(size=(towers.history, towers.dimension)).astype(np.float32)
     nobody = np.zeros(towers.dimension, np.float32)
     yield {"network": "user", "ms": median_ms(lambda: user_vectors(weights, recent, nobody, np))}
-    blocks = session_weights(drawn, **asdict(transformer))
+    blocks = with_biases(session_weights(drawn, **asdict(transformer)), np)  # as it is served
     for length in (5, 50, transformer.window):
         items = drawn.normal(size=(length, transformer.dimension)).astype(np.float32)
         found = median_ms(partial(session_state, blocks, items, np))

@@ -263,7 +263,11 @@ class CovisitationSource:
 def _best_of(rows: Rows, worth: NDArray[Any], quota: int, exclude: Rows) -> Retrieved:
     """The highest sums by row, as `best` orders them, of those rows alone that occur."""
     held, where = np.unique(rows, return_inverse=True)
-    totals = np.bincount(where, weights=worth, minlength=len(held))
-    scores = np.where(totals > 0, totals, -np.inf).astype(np.float32)
-    found = best(scores, quota, np.flatnonzero(among(held, exclude)).astype(np.int32))
-    return Retrieved(held[found.rows], found.scores)
+    totals = np.bincount(where, weights=worth, minlength=len(held)).astype(np.float32)
+    shown = (totals > 0) & ~among(held, exclude)
+    held, scores = held[shown], totals[shown]
+    if len(scores) > 2 * quota > 0:
+        near = scores >= np.partition(scores, len(scores) - quota)[len(scores) - quota]
+        held, scores = held[near], scores[near]
+    order = np.argsort(-scores, kind="stable")[:quota]
+    return Retrieved(held[order], scores[order])

@@ -90,7 +90,7 @@ def nearest(
         scores = vectors @ wanted
         allowing = np.where(np.isnan(scores), -np.inf, scores)
         return best_allowed(allowing, quota, query.exclude, judging(query))
-    return allowed(index, wanted, quota, known(query.exclude, len(vectors)), query)
+    return allowed(index, wanted, quota, query)
 
 
 def searched(
@@ -103,7 +103,7 @@ def searched(
     return Retrieved(rows[kept][:quota], scores[kept][:quota])
 
 
-def allowed(index: VectorIndex, wanted: Floats, quota: int, exclude: Rows, query: Query) -> Retrieved:
+def allowed(index: VectorIndex, wanted: Floats, quota: int, query: Query) -> Retrieved:
     """`searched` for what is sold where the visitor is; deeper where most of it may not be shown.
 
     What is sold out or blocked no index knows. It is left out of `FURTHER` times as many, and no more is
@@ -112,10 +112,10 @@ def allowed(index: VectorIndex, wanted: Floats, quota: int, exclude: Rows, query
     where = EVERYTHING
     if query.sold_in and REGION in index.filters:
         where = Where({REGION: frozenset({query.sold_in})}, or_none=frozenset({REGION}))
-    found, passes = searched(index, wanted, quota, exclude, where), judging(query)
+    found, passes = searched(index, wanted, quota, query.exclude, where), judging(query)
     if passes is None or not (len(found.rows) < quota or crowded(found.rows, passes)):
         return found
-    more = searched(index, wanted, FURTHER * quota, exclude, where)
+    more = searched(index, wanted, FURTHER * quota, query.exclude, where)
     kept = np.flatnonzero(passes(more.rows))[:quota]
     return Retrieved(more.rows[kept], more.scores[kept])
 

@@ -126,24 +126,23 @@ class SessionSource:
         asked = self._asked(query, quota)
         if asked is None:
             return NOTHING
-        excluded, passes = known(query.exclude, len(self.places)), judging(query)
+        passes = judging(query)
         if asked.logits is None:
-            found = self._allowed(query, asked, quota, excluded, passes)
+            found = self._allowed(query, asked, quota, passes)
             return Retrieved(found.rows, _log_likelihood(found.scores, asked))
         by_place = partial(_passing, passes, self.rows) if passes else None
-        found = best_allowed(asked.logits.copy(), quota, self.places[excluded], by_place)
+        excluded = self.places[known(query.exclude, len(self.places))]
+        found = best_allowed(asked.logits.copy(), quota, excluded, by_place)
         return Retrieved(self.rows[found.rows], _log_likelihood(found.scores, asked))
 
-    def _allowed(
-        self, query: Query, asked: _Asked, quota: int, excluded: Rows, passes: Passes | None
-    ) -> Retrieved:
+    def _allowed(self, query: Query, asked: _Asked, quota: int, passes: Passes | None) -> Retrieved:
         """Of what was found for the sum of all likelihoods; where most of it may not be shown, of others."""
         assert self.index is not None
-        kept = np.flatnonzero(~among(asked.found.rows, excluded))[:quota]
+        kept = np.flatnonzero(~among(asked.found.rows, query.exclude))[:quota]
         found = Retrieved(asked.found.rows[kept], asked.found.scores[kept])
         if passes is None or not crowded(found.rows, passes):
             return found
-        return allowed(self.index, asked.state, quota, excluded, query)
+        return allowed(self.index, asked.state, quota, query)
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The same for given rows; nan for unknown rows and for a visitor without a known item."""
