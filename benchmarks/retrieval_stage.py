@@ -228,7 +228,7 @@ def _rules(serving: Serving, rows: int, rng: np.random.Generator) -> Callable[..
     state = replace(PolicyState.over(serving.snapshot), refreshed_at=NOW, out_of_stock=rng.random(rows) < 0.1)
     rules = load_app(APPS / "media").rules
     nobody = GateContext("DE", np.empty(0, np.int32))
-    return lambda asked: passing(asked, state=state, rules=rules, context=nobody, now=NOW)
+    return passing(state=state, rules=rules, context=nobody, now=NOW)
 
 
 def measured(app: App, serving: Serving, rows: int, bundle: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from concurrent.futures import Executor
 from concurrent.futures import TimeoutError as Late
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 
@@ -100,8 +99,8 @@ class Offer:
 def ruled(run: Run, question: Question) -> Question:
     """The question, by whose query sources can tell what the rules allow."""
     stages = run.stages
-    passes = partial(
-        passing, state=stages.policy, rules=stages.app.rules, context=question.context, now=run.request.now
+    passes = passing(
+        state=stages.policy, rules=stages.app.rules, context=question.context, now=run.request.now
     )
     region = region_asked(stages.policy, stages.app.rules, question.context)
     return replace(

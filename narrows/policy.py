@@ -19,6 +19,7 @@ ChangeKind = Literal["stock", "region", "block", "deleted"]
 Value = bool | tuple[str, ...]
 Bits = NDArray[np.bool_]
 RowsOf = Callable[[Sequence[str]], Rows]
+Passes = Callable[[Rows], Bits]
 
 NEVER = float("-inf")
 UNKNOWN_ITEM = "unknown_item"
@@ -229,15 +230,27 @@ def gate(
     return Verdict(open_, tuple(names), dict(zip(found.tolist(), counts.tolist(), strict=True)))
 
 
-def passing(
-    rows: Rows, *, state: PolicyState, rules: Sequence[Rule], context: GateContext, now: float
-) -> Bits:
-    """bool[n]: which of the rows `gate` would allow, for who does not ask why."""
-    open_ = _covered(rows, state)
-    at = rows if open_.all() else np.where(open_, rows, 0)
-    for rule in rules:
-        open_ &= ~_judge(rule, at, state, context, now, vouched=False)[1]
-    return open_
+def passing(*, state: PolicyState, rules: Sequence[Rule], context: GateContext, now: float) -> Passes:
+    """What tells which rows `gate` would allow, bool[n], for who does not ask why.
+
+    A request asks of many short lists; how old facts are, and which facts count, is found out once for all.
+    """
+    if any(_shut(rule, state, context, now) for rule in rules):
+        return lambda rows: np.zeros(len(rows), np.bool_)
+    bars = [bar for rule in rules for bar in _bars(rule, state, context)]
+
+    def passes(rows: Rows) -> Bits:
+        inside = (rows >= 0) & (rows < state.size)
+        at = rows if inside.all() else rows[inside]
+        barred = state.deleted.take(at)
+        for bar in bars:
+            barred |= bar(at)
+        if at is rows:
+            return np.asarray(~barred)
+        inside[inside] = ~barred
+        return inside
+
+    return passes
 
 
 def region_asked(state: PolicyState, rules: Sequence[Rule], context: GateContext) -> str:
@@ -252,8 +265,6 @@ def region_asked(state: PolicyState, rules: Sequence[Rule], context: GateContext
 def _covered(rows: Rows, state: PolicyState) -> Bits:
     """The rows that the state knows, and whose items the catalogue still has."""
     covered = (rows >= 0) & (rows < state.size)
-    if covered.all():
-        return np.asarray(~state.deleted.take(rows))
     covered[covered] = ~state.deleted[rows[covered]]
     return covered
 
@@ -262,40 +273,43 @@ def _judge(
     rule: Rule, rows: Rows, state: PolicyState, context: GateContext, now: float, vouched: bool
 ) -> tuple[str, Bits]:
     """The name to count the drops under, and which of the rows are dropped."""
-    if rule.name == "do_not_show":
-        stale, dropped = context.do_not_show is None, _hidden(rows, context.do_not_show)
-    else:
-        age_s = state.age_s(now)
-        stale = age_s == float("inf") or (rule.max_age_s is not None and age_s > rule.max_age_s)
-        dropped = _listed(rule, rows, state, context)
-    if stale and rule.after == "closed" and not vouched:
+    if not vouched and _shut(rule, state, context, now):
         return f"{rule.name}:stale", np.ones(len(rows), np.bool_)
+    dropped = np.zeros(len(rows), np.bool_)
+    for bar in _bars(rule, state, context):
+        dropped |= bar(rows)
     return rule.name, dropped
 
 
-def _hidden(rows: Rows, do_not_show: Rows | None) -> Bits:
-    if do_not_show is None or not len(do_not_show):
-        return np.zeros(len(rows), np.bool_)
-    return np.isin(rows, do_not_show)
+def _shut(rule: Rule, state: PolicyState, context: GateContext, now: float) -> bool:
+    """Whether the rule drops everything, since what it goes by is too old or not known."""
+    if rule.after != "closed":
+        return False
+    if rule.name == "do_not_show":
+        return context.do_not_show is None
+    age_s = state.age_s(now)
+    return age_s == float("inf") or (rule.max_age_s is not None and age_s > rule.max_age_s)
 
 
-def _listed(rule: Rule, rows: Rows, state: PolicyState, context: GateContext) -> Bits:
+def _bars(rule: Rule, state: PolicyState, context: GateContext) -> list[Passes]:
+    """Each tells which of the rows are dropped by something that is known; none where nothing can be."""
+    if rule.name == "do_not_show":
+        hidden = context.do_not_show
+        return [] if hidden is None or not len(hidden) else [lambda rows: np.isin(rows, hidden)]
     if rule.name == "blocked":
-        return np.asarray(state.blocked.take(rows))  # half the time of indexing
+        return [state.blocked.take]  # half the time of indexing
     if rule.name == "stock":
-        return np.asarray(state.out_of_stock.take(rows))
-    return _restricted_in(context.region, rows, state, rule)
+        return [state.out_of_stock.take]
+    return _bars_in(context.region, state, closed=rule.after == "closed")
 
 
-def _restricted_in(region: str, rows: Rows, state: PolicyState, rule: Rule) -> Bits:
+def _bars_in(region: str, state: PolicyState, *, closed: bool) -> list[Passes]:
     """Without a known region, a closed rule drops what is restricted anywhere or not sold everywhere."""
-    closed, sold_in = rule.after == "closed", state.sold_in
-    dropped = np.zeros(len(rows), np.bool_)
-    if region in sold_in.regions:
-        dropped |= ~sold_in.regions[region][rows]
-    elif closed:
-        dropped |= sold_in.limited[rows]
-    for name, bits in state.restricted.items():
-        if name == region or (closed and not region):
-            dropped |= bits[rows]
-    return dropped
+    found: list[Passes] = []
+    sold = state.sold_in.regions.get(region)
+    if sold is not None:
+        found.append(lambda rows: ~sold.take(rows))
+    elif closed and state.sold_in.parted:
+        found.append(state.sold_in.limited.take)
+    named = [bits for name, bits in state.restricted.items() if name == region or (closed and not region)]
+    return found + [bits.take for bits in named]

@@ -270,4 +270,4 @@ def test_passing_says_what_the_gate_says(data: Any) -> None:
         "now": data.draw(st.sampled_from([110.0, 9e9])),
     }
     asked = np.asarray([-1, 0, 1, 2, 3, 4, 5, 6, 7, 8], np.int32)
-    assert passing(asked, **given_).tolist() == gate(asked, **given_).allowed.tolist()
+    assert passing(**given_)(asked).tolist() == gate(asked, **given_).allowed.tolist()
