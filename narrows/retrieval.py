@@ -184,18 +184,24 @@ def merge(answers: Sequence[tuple[str, Retrieved | None]], *, exclude: Rows = NO
             [(name, _distinct(one)) for (name, _), one in zip(answers, found, strict=True)], exclude=exclude
         )
     first = np.append(True, ~again)[: len(rows)]
-    kept = (rows >= 0) & ~among(rows, exclude)
-    if not kept.all():
-        places = np.flatnonzero(kept)
+    if len(rows) and (rows[0] < 0 or _held(rows, exclude)):
+        places = np.flatnonzero((rows >= 0) & ~among(rows, exclude))
         rows, first = rows.take(places), first.take(places)
         columns, order = columns.take(places), order.take(places)
     distinct = rows[first]
     cells = (first.cumsum() - 1) * len(names) + columns
     ranks = np.full((len(distinct), len(names)), -1, np.int32)
     scores = np.full(ranks.shape, np.nan, np.float32)
-    ranks.put(cells, np.concatenate([NO_ROWS, *map(np.arange, lengths)]).take(order))
+    begins = np.cumsum(lengths) - lengths
+    ranks.put(cells, order - begins.take(columns))
     scores.put(cells, np.concatenate([NO_WEIGHTS, *(one.scores for one in found)]).take(order))
     return Candidates(distinct, names, ranks, scores)
+
+
+def _held(ordered: Rows, others: Rows) -> bool:
+    """Whether any of the others is one of the rows, which are in order."""
+    places = ordered.searchsorted(others)
+    return bool((ordered.take(places, mode="clip") == others).any())
 
 
 def _distinct(retrieved: Retrieved) -> Retrieved:

@@ -183,7 +183,7 @@ class Lists:
         """The best, in no order; a score of -inf is none."""
         bits, passing = self.slots.packed(where)
         depth = k * len(self.slots) / max(passing, 1)
-        compared = int(np.ceil(_between(depth, self.compared) * max(k, DEPTHS[0])))
+        compared = math.ceil(_between(depth, self.compared) * max(k, DEPTHS[0]))
         if compared >= passing:
             return self._all(wanted, where)
         visited = self._visited(depth)

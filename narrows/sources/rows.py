@@ -99,8 +99,8 @@ def searched(
     """The rows of an index with the highest inner products, without the excluded ones."""
     found = index.search(wanted, min(max(quota + len(exclude), 1), MOST_RESULTS), where)
     rows, scores = found.rows[0], found.scores[0]
-    kept = (rows >= 0) & ~among(rows, exclude)
-    return Retrieved(rows[kept][:quota], scores[kept][:quota])
+    kept = np.flatnonzero((rows >= 0) & ~among(rows, exclude))[:quota]
+    return Retrieved(rows.take(kept), scores.take(kept))
 
 
 def allowed(index: VectorIndex, wanted: Floats, quota: int, query: Query) -> Retrieved:
