@@ -18,7 +18,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from narrows.adapters.faiss_lists import Exact, Lists, built, joined, scanned
+from narrows.adapters.faiss_building import built
+from narrows.adapters.faiss_lists import Exact, Lists, joined
+from narrows.adapters.faiss_scan import scanned
 from narrows.adapters.slots import Slots
 from narrows.errors import BundleError, InvalidInput
 from narrows.retrieval import Floats, Rows

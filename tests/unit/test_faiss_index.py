@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -93,6 +94,28 @@ def test_how_far_it_looks_follows_the_vectors() -> None:
     assert near is not None
     assert far is not None
     assert 2 * near.visited[0] < far.visited[0]  # for the ten nearest: a cluster has sixty
+
+
+def test_the_lists_visited_are_the_nearest_that_hold_enough(
+    power_law: tuple[FaissVectorIndex, MemoryVectorIndex],
+) -> None:
+    """In order; where the nearest hold too few as many more as it takes, and all where all hold too few."""
+    parts = power_law[0]._state.lists
+    assert parts is not None
+    scan, wanted = parts.scan, MANY / 5
+    for question in spread(50, 7):
+        lists, near = scan.nearest(question, wanted)
+        held = int(scan.sizes[lists].sum())
+        assert held - scan.sizes[lists[-1]] < wanted <= held
+        true = scan.centres @ question
+        assert lists.tolist() == (-true).argsort()[: len(lists)].tolist()
+        assert near.tolist() == true[lists].tolist()
+    away = scan.centres @ question
+    hollow = replace(scan, sizes=np.where(away > np.quantile(away, 0.4), 1, scan.sizes))
+    lists, near = hollow.nearest(question, wanted)
+    assert hollow.sizes[lists].sum() >= wanted
+    assert lists.tolist() == (-away).argsort()[: len(lists)].tolist()
+    assert len(scan.nearest(question, 2 * MANY)[0]) == len(scan.sizes)
 
 
 def test_deleted_and_changed_rows_are_found_as_they_are(
