@@ -45,7 +45,7 @@ def test_no_stack_is_allowed_more_candidates(media: App) -> None:
     """Where the app asks one for fewer, its quotas are scaled up, in their own proportions."""
     _, stacks = stacks_of(media, BOTH)
     own = [sum(quota.quota for quota in stack.quotas if quota.name in stack.own) for stack in stacks]
-    assert own == [400, 400]
+    assert own == [300, 300]
     assert stacks[0].own == ("als", "covisitation", "bought_together", "content", "trending")
 
 
