@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from narrows.retrieval import Rows
+from narrows.retrieval import Passes, Rows
 from narrows.settings import Rule
 from narrows.snapshot import ItemSnapshot
 
@@ -19,7 +19,6 @@ ChangeKind = Literal["stock", "region", "block", "deleted"]
 Value = bool | tuple[str, ...]
 Bits = NDArray[np.bool_]
 RowsOf = Callable[[Sequence[str]], Rows]
-Passes = Callable[[Rows], Bits]
 
 NEVER = float("-inf")
 UNKNOWN_ITEM = "unknown_item"

@@ -15,6 +15,8 @@ from narrows.settings import SourceQuota
 
 Rows = NDArray[np.int32]
 Floats = NDArray[np.float32]
+Passes = Callable[[Rows], NDArray[np.bool_]]
+"""Which of the rows may be shown."""
 
 NO_ROWS: Rows = np.empty(0, np.int32)
 NO_TIMES: NDArray[np.float64] = np.empty(0, np.float64)
@@ -44,7 +46,7 @@ class Query:
     surface: str
     segment: str = ""
     exclude: Rows = field(default_factory=lambda: NO_ROWS)
-    passes: Callable[[Rows], NDArray[np.bool_]] | None = None
+    passes: Passes | None = None
     sold_in: str = ""
     scarce: bool = True
 

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.errors import BundleError
-from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Query, Retrieved, Rows, among
+from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Passes, Query, Retrieved, Rows, among
 from narrows.vector_index import EVERYTHING, MOST_RESULTS, VectorIndex, Where
 
 RowsOf = Callable[[Sequence[str]], Rows]
-Passes = Callable[[Rows], NDArray[np.bool_]]
 NOTHING = Retrieved(NO_ROWS, NO_WEIGHTS)
 REGION = "region"
 FURTHER = 4

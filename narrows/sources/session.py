@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.networks import Weights, session_state, with_biases
-from narrows.retrieval import Floats, Query, Retrieved, Rows, among
+from narrows.retrieval import Floats, Passes, Query, Retrieved, Rows, among
 from narrows.sources.rows import (
     NOTHING,
-    Passes,
     RowsOf,
     allowed,
     best_allowed,
