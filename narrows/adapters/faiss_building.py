@@ -56,13 +56,15 @@ def built(whole: Exact, recall: float, questions: Floats | None) -> tuple[Exact,
     coded = _empty(centres[:, :-1])
     placed = placed_in(vectors, reach, centres)
     error = _learned(coded, vectors[chosen], placed[chosen])
+    together = placed.argsort(kind="stable")  # what is compared at 16 bits a number is of a few lists
+    slots, vectors, placed = part.slots.taken(together), vectors[together], placed[together]
     fill(coded, vectors, placed)
     asked = vectors if questions is None or len(questions) < FEWEST_QUESTIONS else questions
     queries = asked[rng.choice(len(asked), min(len(asked), QUERIES[0]), replace=False)]
     scan = scanned(coded, in_steps(vectors, reach), reach)
     visited, compared = _calibrated(scan, vectors, queries, recall)
     edges = centres[:, -1].copy()
-    return whole.part(~inside), Lists(scan, part.slots, count, visited, compared, reach, error, edges)
+    return whole.part(~inside), Lists(scan, slots, count, visited, compared, reach, error, edges)
 
 
 def _centres(points: Floats, lists: int) -> Floats:

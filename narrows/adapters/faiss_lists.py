@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import faiss
 import numpy as np
@@ -135,6 +136,7 @@ def joined(lists: Lists, fresh: Exact) -> Exact:
     return Exact(lists.slots.taken(kept).joined(fresh.slots), np.concatenate([vectors, fresh.vectors]))
 
 
+@lru_cache(1024)
 def _between(depth: float, measured: tuple[float, ...]) -> float:
     """What was measured at `DEPTHS`, between them by a power of the depth."""
     at = min(max(bisect_left(DEPTHS, depth), 1), len(DEPTHS) - 1)

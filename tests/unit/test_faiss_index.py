@@ -118,6 +118,19 @@ def test_the_lists_visited_are_the_nearest_that_hold_enough(
     assert len(scan.nearest(question, 2 * MANY)[0]) == len(scan.sizes)
 
 
+def test_what_one_list_holds_lies_together(power_law: tuple[FaissVectorIndex, MemoryVectorIndex]) -> None:
+    """A search compares vectors of few lists; slots still say which row each is of."""
+    parts = power_law[0]._state.lists
+    assert parts is not None
+    scan, lists = parts.scan, parts.scan.coded.invlists
+    begins = [0, *scan.sizes.cumsum().tolist()]
+    for one, begin in enumerate(begins[:-1]):
+        held = faiss.rev_swig_ptr(lists.get_ids(one), int(scan.sizes[one])) if scan.sizes[one] else []
+        assert list(held) == list(range(begin, begins[one + 1]))
+    some = np.arange(0, MANY, 97)
+    assert scan.vectors(some) == pytest.approx(spread(MANY, 0)[parts.slots.rows[some]], abs=1e-3)
+
+
 def test_deleted_and_changed_rows_are_found_as_they_are(
     power_law: tuple[FaissVectorIndex, MemoryVectorIndex], tmp_path: Path
 ) -> None:
