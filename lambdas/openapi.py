@@ -260,7 +260,8 @@ def _verdict() -> Schema:
 
 def _items(catalogue: Catalogue) -> dict[str, Any]:
     unread = (
-        "Stored without a vector of their text: the text encoder did not answer, or the model is not readable"
+        "Stored without a vector of their text: the text encoder did not answer, the model is not readable, "
+        "or it has read none of the words"
     )
     counts: Schema = {"accepted": {"type": "integer"}, "rejected": {"type": "integer"}}
     counts["no_vector"] = {"type": "integer", "description": unread}
@@ -313,7 +314,10 @@ def _item_verdict() -> Schema:
             "field": {"type": "string", "description": "Of a rejected item: what is wrong"},
             "value": {"type": "string"},
             "remedy": {"type": "string", "description": "What to send instead"},
-            "no_vector": {"type": "string", "description": "Of an item that is counted there: the error"},
+            "no_vector": {
+                "type": "string",
+                "description": "Of an item that is counted there: the error, or UnknownWords",
+            },
         }
     )
 

@@ -38,6 +38,8 @@ ITEMS_A_WRITE = 80
 ATTEMPTS = 6
 QUARANTINE = "quarantine/items"
 SEND_AGAIN = "the item was not stored; send it again"
+UNKNOWN_WORDS = "UnknownWords"
+"""Why an item has no vector of whose words the live model has read none."""
 Status = Literal["accepted", "unchanged", "stale", "rejected"]
 Published = Callable[[], ItemSnapshot | None]
 
@@ -114,7 +116,8 @@ class ItemVerdict:
     """What became of the item at `index`; a rejected one names field, value and remedy.
 
     "unchanged": it is stored like this already. "stale": a newer version is. `no_vector` says why
-    the text of a stored item has no vector: the class of the text encoder's error, or the model's.
+    the text of a stored item has no vector: the class of the text encoder's error, or the model's, or
+    `UNKNOWN_WORDS`.
     """
 
     index: int
@@ -350,8 +353,8 @@ class _Batch:
             vectors = np.asarray(self.encoder.embed(list(said.values())), np.float32)
         except (BundleError, EncoderUnavailable, StoreUnavailable) as error:  # an item does not wait for it
             return {}, dict.fromkeys(said, type(error).__name__)
-        placed = zip(said, vectors, strict=True)
-        return {item_id: vector.tobytes() for item_id, vector in placed if vector.any()}, {}
+        placed = {item_id: one.tobytes() for item_id, one in zip(said, vectors, strict=True) if one.any()}
+        return placed, {item_id: UNKNOWN_WORDS for item_id in said if item_id not in placed}
 
     def _lost(self, upsert: ItemUpsert, reason: str) -> ItemVerdict:
         return ItemVerdict(0, upsert.item_id, "rejected", "item", reason, SEND_AGAIN)

@@ -169,6 +169,7 @@ class _Probe:
     """One item on its way: since when it waits for what, and in how many answers in a row it came."""
 
     item_id: str
+    sent: Mapping[str, Any]
     gone_by: str
     phase: str
     since: float
@@ -214,6 +215,7 @@ class Probes:
         self._gone_at: list[float] = []
         self._dropped: deque[int] = deque(maxlen=2 * IN_A_ROW * len(app.surfaces))
         self._present: set[str] = set()
+        self._like: Mapping[str, Any] = {}
         if not self.surfaces:
             raise CommandFailed(f"no surface of {app.name} asks a source that offers new items: add fresh")
 
@@ -224,6 +226,7 @@ class Probes:
 
     def measure(self, count: int, progress: Progress) -> None:
         """Inject so many and follow each until it has come and gone, never more than the sources offer."""
+        self._look(self.surfaces[0])
         while len(self._made) < count or self._live:
             missing = min(count - len(self._made), self._room(), AT_ONCE)
             if missing > 0:
@@ -249,17 +252,24 @@ class Probes:
         ids = [f"probe-{self._run}-{len(self._made) + place:05d}" for place in range(count)]
         now = self._clock()
         self._made += ids
-        self._send([self._item(item_id) for item_id in ids])
-        for place, item_id in enumerate(ids, start=len(self._made) - count):
-            sold_out = self._app.catalogue.stock and place % 2
-            self._live[item_id] = _Probe(item_id, "stock" if sold_out else "deleted", CREATED, now)
+        items = [self._item(item_id) for item_id in ids]
+        self._send(items)
+        for place, (item_id, item) in enumerate(zip(ids, items, strict=True), start=len(self._made) - count):
+            gone_by = "stock" if self._app.catalogue.stock and place % 2 else "deleted"
+            self._live[item_id] = _Probe(item_id, item, gone_by, CREATED, now)
 
-    def _item(self, item_id: str, **changed: Any) -> dict[str, Any]:
+    def _item(self, item_id: str) -> dict[str, Any]:
+        """A probe; its words are those of an item that is shown, for one whose words a model has never read
+        has no vector, and comes into no index.
+        """
         catalogue = self._app.catalogue
-        known: dict[str, Any] = dict.fromkeys(catalogue.text[:1], "Freshness probe")
+        title = f"Freshness probe {self._like.get('title', '')}".strip()
+        known: dict[str, Any] = dict.fromkeys(catalogue.text[:1], title)
+        for column, part in ((catalogue.categories, "category"), (catalogue.brand, "brand")):
+            known |= {column: self._like[part]} if column and part in self._like else {}
         known |= {catalogue.price: 1.0} if catalogue.price else {}
         known |= {catalogue.stock: 1} if catalogue.stock else {}
-        return {catalogue.id: item_id, **known, **changed}
+        return {catalogue.id: item_id, **known}
 
     def _look(self, surface: str) -> None:
         """Ask once for a slate with all that could be in it, as somebody who was never here before."""
@@ -272,6 +282,7 @@ class Probes:
             self._late += 1  # a source that missed its deadline says nothing of what it would have offered
             return
         self._dropped.append(sum(answer["trace"].get("gate", {}).values()))
+        self._like = next(iter(answer["trace"].get("items", {}).values()), self._like)
         eligible = set(answer["trace"]["eligible"]) | {one["item_id"] for one in answer["recommendations"]}
         for probe in self._live.values():
             probe.seen(surface, (probe.item_id in eligible) is (probe.phase == CREATED), now)
@@ -316,7 +327,7 @@ class Probes:
 
     def _gone(self, probe: _Probe) -> dict[str, Any]:
         if probe.gone_by == "stock":
-            return self._item(probe.item_id, **{self._app.catalogue.stock: 0})
+            return {**probe.sent, self._app.catalogue.stock: 0}
         return {self._app.catalogue.id: probe.item_id, "deleted": True}
 
     def remove(self) -> int:

@@ -27,6 +27,7 @@ class DelayedApi:
         self.changes: list[Mapping[str, Any]] = []
         self.refuse = False
         self.asked = self.late_every = 0
+        self.shows: dict[str, dict[str, Any]] = {}
 
     def clock(self) -> float:
         return self.time
@@ -63,7 +64,7 @@ class DelayedApi:
                 "degraded": {"retrieve.fresh": "timeout"},
                 "trace": {"eligible": []},
             }
-        return {"recommendations": [], "degraded": {}, "trace": {"eligible": shown}}
+        return {"recommendations": [], "degraded": {}, "trace": {"eligible": shown, "items": self.shows}}
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,27 @@ def test_a_probe_that_never_comes_into_the_index_is_told(app: App) -> None:
     assert not report["ok"]
     assert "created_to_indexed" in report["reasons"][0]
     assert report["created_to_indexed"]["p50"] == pytest.approx(2.0, abs=0.3)
+
+
+def test_probes_are_described_in_the_words_of_what_is_shown(app: App) -> None:
+    """A model makes a vector of those; selling one out says nothing else of it."""
+    api = DelayedApi(0.5, 0.5)
+    measured(app, api, count=1)
+    assert api.changes[0] == {
+        "item_id": "probe-7-00000",
+        "title": "Freshness probe",
+        "price": 1.0,
+        "stock": 1,
+    }
+    api = DelayedApi(0.5, 0.5)
+    api.shows = {"lamp": {"title": "Oak lamp", "category": "Lamps", "brand": "Oak", "price": 9.0}}
+    measured(app, api, count=2)
+    like = {"title": "Freshness probe Oak lamp", "category": "Lamps", "brand": "Oak", "price": 1.0}
+    made = {"item_id": "probe-7-00001", **like, "stock": 1}
+    assert [one for one in api.changes if one["item_id"] == "probe-7-00001"][:2] == [
+        made,
+        {**made, "stock": 0},
+    ]
 
 
 def test_probes_are_sold_out_and_deleted_and_all_are_removed(app: App) -> None:

@@ -352,7 +352,7 @@ class Moody:
     def embed(self, texts: Sequence[str]) -> Floats:
         if self.error:
             raise self.error
-        return np.ones((len(texts), 2), np.float32)
+        return np.asarray([[0.0, 0.0] if "xyzzy" in text else [1.0, 1.0] for text in texts], np.float32)
 
 
 class TestItemsWithoutVectors:
@@ -380,6 +380,15 @@ class TestItemsWithoutVectors:
         encoder.error = EncoderMismatch("another")
         (told,) = self.send(item_table(), encoder, {"item_id": "a", "title": "Red tea"})
         assert told["no_vector"] == "EncoderMismatch"
+
+    def test_words_that_the_model_has_never_read_are_told(self) -> None:
+        """Of the item that has no other; the rest of the batch has its vectors."""
+        table = item_table()
+        sent = {"item_id": "a", "title": "xyzzy"}, {"item_id": "b", "title": "Red tea"}
+        told, read = self.send(table, Moody(), *sent)
+        assert told == {"index": 0, "item_id": "a", "status": "accepted", "no_vector": "UnknownWords"}
+        assert "no_vector" not in read
+        assert [len(table.read([one])[one].vector) for one in "ab"] == [0, 8]
 
     def test_the_next_change_has_its_vector(self) -> None:
         """Once the encoder is back."""
