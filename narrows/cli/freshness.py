@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -98,23 +99,16 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
         )
     if state.get("app") != app.name:
         raise CommandFailed(f"the local cloud runs {state.get('app')}, not {app.name}; narrows down ends it")
-    api, run = Api(state["api"]), f"{int(time.time())}"
-    market = noted_market(places.home) if arguments.tastes else None
     index, why_not = _index(app, places, state)
-    probes = Probes(app, api, time.monotonic, time.sleep, run=run, index=index)
-    with console.progress("probes", arguments.probes, "probes") as progress:
-        try:
-            probes.measure(arguments.probes, progress)
-        finally:
-            removed = probes.remove()
-    report = probes.report()
-    report["unmeasured"] |= {"index": why_not} if why_not else {}
-    report = _told({**report, "removed": removed}, console)
-    if market is None:
-        return report
-    rng = np.random.default_rng(SEED)
-    tastes = Tastes(app, market, api, time.monotonic, time.sleep, run=run, rng=rng)
-    came = _came(tastes, arguments.tastes, console)
+    market = noted_market(places.home) if arguments.tastes else None
+    run, rng = f"{int(time.time())}", np.random.default_rng(SEED)
+    with closing(Api(state["api"])) as api:
+        probes = Probes(app, api, time.monotonic, time.sleep, run=run, index=index)
+        report = _went(probes, arguments.probes, why_not, console)
+        if market is None:
+            return report
+        tastes = Tastes(app, market, api, time.monotonic, time.sleep, run=run, rng=rng)
+        came = _came(tastes, arguments.tastes, console)
     return {**report, "tastes": came, "ok": report["ok"] and came["ok"]}
 
 
@@ -129,6 +123,17 @@ def _index(app: App, places: Places, state: Mapping[str, Any]) -> tuple[Index | 
         return DeployedIndex.of(app, deployment, state["search"]), ""
     except IndexGone as error:
         return None, f"{error}; narrows demo trains a model and promotes it"
+
+
+def _went(probes: Probes, count: int, why_not: str, console: Console) -> dict[str, Any]:
+    with console.progress("probes", count, "probes") as progress:
+        try:
+            probes.measure(count, progress)
+        finally:
+            removed = probes.remove()
+    report = probes.report()
+    report["unmeasured"] |= {"index": why_not} if why_not else {}
+    return _told({**report, "removed": removed}, console)
 
 
 def _came(tastes: Tastes, count: int, console: Console) -> dict[str, Any]:
@@ -259,9 +264,7 @@ class Probes:
             self._live[item_id] = _Probe(item_id, item, gone_by, CREATED, now)
 
     def _item(self, item_id: str) -> dict[str, Any]:
-        """A probe; its words are those of an item that is shown, for one whose words a model has never read
-        has no vector, and comes into no index.
-        """
+        """A probe, worded like an item that is shown: one of words no model has read comes into no index."""
         catalogue = self._app.catalogue
         title = f"Freshness probe {self._like.get('title', '')}".strip()
         known: dict[str, Any] = dict.fromkeys(catalogue.text[:1], title)

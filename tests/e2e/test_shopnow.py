@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ from narrows.adapters.control import DynamoControlTable
 from narrows.adapters.opensearch_versions import index_versions
 from narrows.adapters.snapshots import LiveSnapshot, SnapshotCopy
 from narrows.adapters.tables import write_training_data
+from narrows.cli import main
 from narrows.cli.api_client import Api
 from narrows.cli.console import Progress
 from narrows.cli.deployment import Deployment
@@ -168,6 +170,19 @@ def test_a_new_item_comes_to_warm_users_whose_taste_it_fits_within_a_minute(shop
     assert report["fits"]["an_answer"] > 1.5 * report["others"]["an_answer"], report
     assert report["items_reached"] >= 0.75 * ITEMS, report
     assert shop.cloud.call("/api/health")[1]["model_version"] == FIRST
+
+
+def test_freshness_looks_into_the_index_of_a_model_that_is_live(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model reads what is written about the probes, so that they are found there too."""
+    monkeypatch.setenv("NARROWS_HOME", str(shop.cloud.home))
+    assert main(["freshness", "--app", APP, "--probes", "10", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    print(report)  # noqa: T201  # what `pytest -s` is asked for
+    assert report["ok"]
+    assert report["unmeasured"] == {}
+    assert report["created_to_indexed"]["p99"] < 60.0
 
 
 @dataclass
