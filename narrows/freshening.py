@@ -281,7 +281,7 @@ class _Batch:
         if stored is None:
             return accepted
         same = (stored.deleted, stored.values) == (upsert.deleted, upsert.values)
-        version = self._version(upsert)
+        version = self._version(upsert, stored)
         if same and upsert.version in (None, stored.version):
             return replace(accepted, status="unchanged")
         if version > stored.version:
@@ -291,8 +291,11 @@ class _Batch:
         remedy = f"version {stored.version} is stored with other content; send a higher version"
         return _rejected(0, upsert.item_id, InvalidInput(VERSION, upsert.version, remedy))
 
-    def _version(self, upsert: ItemUpsert) -> int:
-        return int(self.now * 1000) if upsert.version is None else upsert.version
+    def _version(self, upsert: ItemUpsert, stored: ItemEntry | None) -> int:
+        """By default its arrival, in milliseconds; of those at once the one that is written last counts."""
+        if upsert.version is not None:
+            return upsert.version
+        return max(int(self.now * 1000), stored.version + 1 if stored else 0)
 
     def _written(
         self, wanted: Sequence[ItemUpsert], stored: Mapping[str, ItemEntry], published: ItemSnapshot | None
@@ -317,7 +320,7 @@ class _Batch:
         return ItemEntry(
             item_id=upsert.item_id,
             row=row,
-            version=self._version(upsert),
+            version=self._version(upsert, before),
             values=upsert.values,
             deleted=upsert.deleted,
             first_at=before.first_at if before else self.now,
@@ -373,16 +376,17 @@ def rule_changes(
     """What the rules must know of an item from now on: whether it is in stock, and whether it is there.
 
     Of an item that is new nothing is known but what stands against it; of one that was published before the
-    table knew it anything may have been said, so that all is said again.
+    table knew it, or that had no stock so far, anything may have been said, so that all is said again. One
+    that was sold out and has no stock any more, being deleted for instance, is not sold out.
     """
     changes: list[Change] = []
     if entry.deleted or (before.deleted if before else not is_new):
         changes.append(Change("deleted", entry.item_id, entry.deleted))
     stock = entry.values.get(catalogue.stock) if catalogue.stock else None
-    sold_out = stock == 0
-    was = before.values.get(catalogue.stock) == 0 if before and catalogue.stock else not is_new
-    if stock is not None and not entry.deleted and (sold_out or was):
-        changes.append(Change("stock", entry.item_id, not sold_out))
+    had = before.values.get(catalogue.stock) if before and catalogue.stock else None
+    unsaid = had is None and stock is not None and (before is not None or not is_new)
+    if stock == 0 or had == 0 or unsaid:
+        changes.append(Change("stock", entry.item_id, stock != 0))
     return changes
 
 

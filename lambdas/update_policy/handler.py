@@ -25,7 +25,7 @@ class Settings:
 
 
 SETTINGS = environment(Settings, os.environ)
-DYNAMODB = client("dynamodb", read_timeout_s=3, connect_timeout_s=1, attempts=3)
+DYNAMODB = client("dynamodb", read_timeout_s=2, connect_timeout_s=1, attempts=2)
 LOG = DynamoPolicyLog(DYNAMODB, SETTINGS.policy_table, replica=0)
 HTTP = doorway(Logger(service="update_policy"))
 

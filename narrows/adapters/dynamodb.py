@@ -193,7 +193,7 @@ class DynamoPolicyLog:
                 self._sleep(0.005 * 2**attempt)
             else:
                 return head + len(changes)
-        raise Conflict(f"policy log {self._table}: lost the race {APPEND_ATTEMPTS} times")
+        raise StoreUnavailable(f"policy log {self._table}: lost the race {APPEND_ATTEMPTS} times; try again")
 
     def puts(self, changes: Sequence[Change], *, now: float) -> list[dict[str, Any]]:
         """What appends the changes as a part of somebody's transaction; [] for no changes.

@@ -109,7 +109,7 @@ def test_without_its_bucket_it_suppresses_all_the_same(
     (verdict,) = deployed.send({**SHOE, "stock": 0})
     assert (verdict["status"], verdict["no_vector"]) == ("accepted", "StoreUnavailable")
     assert deployed.send({"item_id": "shoe", "deleted": True})[0]["status"] == "accepted"
-    assert deployed.rules() == [("stock", "shoe", False), ("deleted", "shoe", True)]
+    assert deployed.rules() == [("stock", "shoe", False), ("deleted", "shoe", True), ("stock", "shoe", True)]
 
 
 @pytest.mark.parametrize("snapshot", [None, b"{"])
@@ -180,7 +180,25 @@ def test_what_the_rules_must_know_is_stored_with_the_item(deployed: Deployed) ->
     deployed.send({"item_id": "shoe", "version": 9, "deleted": True})
     assert deployed.rules()[-1] == ("deleted", "shoe", True)
     deployed.send({"item_id": "shoe", "version": 10, "stock": 1})
-    assert deployed.rules()[-1] == ("deleted", "shoe", False)
+    assert deployed.rules()[-2:] == [("deleted", "shoe", False), ("stock", "shoe", True)]
+
+
+@pytest.mark.parametrize("between", [{"item_id": "shoe"}, {"item_id": "shoe", "deleted": True}])
+def test_what_was_sold_out_comes_back_by_every_way(deployed: Deployed, between: dict[str, Any]) -> None:
+    """Its stock may be left out, or the item deleted, before it is in stock again."""
+    for item in ({"item_id": "shoe", "stock": 0}, between, {"item_id": "shoe", "stock": 5}):
+        deployed.send(item)
+    last = {(kind, item_id): value for kind, item_id, value in deployed.rules()}
+    assert last[("stock", "shoe")] is True
+    assert not last.get(("deleted", "shoe"), False)
+
+
+def test_without_a_version_the_last_to_come_counts(deployed: Deployed) -> None:
+    """Whatever version is stored: whoever sends none cannot send a higher one."""
+    deployed.send({"item_id": "shoe", "version": 2**53 - 1, "price": 1})
+    verdicts = [deployed.send({"item_id": "shoe", **said})[0] for said in ({"price": 2}, {"deleted": True})]
+    assert [one["status"] for one in verdicts] == ["accepted", "accepted"]
+    assert deployed.stored("shoe")["shoe"].deleted
 
 
 @pytest.mark.parametrize(
