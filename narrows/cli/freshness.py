@@ -285,7 +285,7 @@ class Probes:
             self._late += 1  # a source that missed its deadline says nothing of what it would have offered
             return
         self._dropped.append(sum(answer["trace"].get("gate", {}).values()))
-        self._like = next(iter(answer["trace"].get("items", {}).values()), self._like)
+        self._like = self._like or next(iter(answer["trace"].get("items", {}).values()), {})
         eligible = set(answer["trace"]["eligible"]) | {one["item_id"] for one in answer["recommendations"]}
         for probe in self._live.values():
             probe.seen(surface, (probe.item_id in eligible) is (probe.phase == CREATED), now)

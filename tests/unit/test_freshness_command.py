@@ -147,6 +147,17 @@ def test_probes_are_described_in_the_words_of_what_is_shown(app: App) -> None:
     ]
 
 
+def test_a_probe_that_is_shown_itself_lends_its_words_to_none(app: App) -> None:
+    """Each would be longer than the one before."""
+    api = DelayedApi(0.5, 0.5)
+    api.shows = {"lamp": {"title": "Oak lamp"}}
+    probes, _ = measured(app, api, count=1)
+    api.shows = {"probe-7-00000": {"title": "Freshness probe Oak lamp"}}
+    with Progress("probes", 2, "probes") as progress:
+        probes.measure(2, progress)
+    assert {one["title"] for one in api.changes if "title" in one} == {"Freshness probe Oak lamp"}
+
+
 def test_probes_are_sold_out_and_deleted_and_all_are_removed(app: App) -> None:
     """Half go each way; afterwards none is left in the catalogue."""
     api = DelayedApi(0.5, 0.5)
