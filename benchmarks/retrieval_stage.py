@@ -143,8 +143,9 @@ def _write_vectors(bundle: Path, ids: NDArray[Any], rng: np.random.Generator) ->
     encoder = fit_hashed_words(["red shoes", "green tea"], rng)
     towers = two_tower_weights(rng, content=encoder.dimension, **shape)
     none = np.zeros((0, params.dimension), np.float32)
+    known, unread = drawn(base, params.dimension, rng), np.full(len(ids), np.nan)
     two_tower.TwoTower(
-        ids, drawn(base, params.dimension, rng), np.asarray([], "<U1"), none, towers, encoder, params
+        ids, known, known.astype(np.float16), unread, np.asarray([], "<U1"), none, towers, encoder, params
     ).save(bundle / two_tower.FILE)
     lengths = 1.8 * np.sqrt(
         rng.random((len(ids), 1), np.float32)
@@ -159,7 +160,7 @@ def _write_vectors(bundle: Path, ids: NDArray[Any], rng: np.random.Generator) ->
         weights[name] = weights[name] * np.float32(0.1 if name.endswith((".out", ".w2")) else 1.0)
     session.Session(ids, items, weights, of_session).save(bundle / session.FILE)
     texts = drawn(base, encoder.dimension, rng)
-    content.Content(ids, texts, encoder, content.Params()).save(bundle / content.FILE)
+    content.Content(ids, texts, unread, encoder, content.Params()).save(bundle / content.FILE)
 
 
 def drawn(base: Floats, dimension: int, rng: np.random.Generator) -> Floats:

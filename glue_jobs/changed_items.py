@@ -98,7 +98,7 @@ def _sent(catalogue: Catalogue) -> T.StructType:
 
 
 def _time_before(catalogue: Catalogue, columns: list[str]) -> list[F.Column]:
-    """When each published item came to be, as `before`; a change that says no time leaves it."""
+    """When each published item came to be, as `before`, for a change of which nothing else tells."""
     there = catalogue.time in columns
     return [(F.col(catalogue.time) if there else F.lit(None)).alias("before")]
 
@@ -112,7 +112,7 @@ def _column(field: T.StructField, catalogue: Catalogue) -> F.Column:
         return F.lit(None).cast(field.dataType)
     said = _as(F.col("said").getField(field.name), kinds[field.name], field.dataType)
     if field.name == catalogue.time:
-        return F.coalesce(said, F.col("before"), _as(F.col("first_at"), T.DoubleType(), field.dataType))
+        return F.coalesce(said, _as(F.col("first_at"), T.DoubleType(), field.dataType), F.col("before"))
     return said
 
 

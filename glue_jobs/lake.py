@@ -54,7 +54,7 @@ ITEMS = T.StructType(
         T.StructField("item_id", T.StringType()),
         T.StructField("version", T.LongType()),  # of the items table; rises with each change of the item
         T.StructField("deleted", T.BooleanType()),
-        T.StructField("first_at", T.DoubleType()),  # when it was stored first, epoch seconds
+        T.StructField("first_at", T.DoubleType()),  # since when there is the item, epoch seconds
         T.StructField("content", T.StringType()),  # what was sent of it, as JSON, under the app's names
     ]
 )

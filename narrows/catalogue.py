@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from narrows.errors import InvalidInput
 from narrows.events import is_usual
 from narrows.settings import Catalogue
-from narrows.text_vectors import TEXT_BYTES, cut, document_names, documents
+from narrows.text_vectors import TEXT_BYTES, cut, document_names, documents, text_marks
 
 CATEGORIES_KEPT = 4
 TITLE_BYTES = 96
@@ -31,9 +31,9 @@ class ItemColumns:
     category int32[n] (the first), category_all int32[n, 4], brand int32[n], price float32[n] (nan: none),
     created_at float64[n] (epoch seconds, nan: none), regions int32[n, r] (empty: everywhere),
     title bytes[n] (UTF-8, cut at 96 bytes), text bytes[n] (all that is written about it, cut as
-    `text_vectors.documents` does), price_position float32[n] (the share of its category that is
-    cheaper, from 0 for the cheapest to 1, nan: no price), attributes float32[n]. A part that the app does not
-    declare has no column.
+    `text_vectors.documents` does), text_mark float64[n] (tells one text from another, nan: none),
+    price_position float32[n] (the share of its category that is cheaper, from 0 for the cheapest to 1, nan:
+    no price), attributes float32[n]. A part that the app does not declare has no column.
     """
 
     ids: tuple[str, ...]
@@ -81,8 +81,9 @@ def item_columns(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> It
         titles = ["" if value is None else str(value) for value in table[catalogue.text[0]]]
         columns["title"] = np.array([cut(one, TITLE_BYTES).encode() for one in titles], f"S{TITLE_BYTES}")
     if not table.keys().isdisjoint(document_names(catalogue)):
-        texts = [one.encode() for one in documents(table, catalogue)]
-        columns["text"] = np.array(texts, f"S{TEXT_BYTES}")
+        texts = documents(table, catalogue)
+        columns["text"] = np.array([one.encode() for one in texts], f"S{TEXT_BYTES}")
+        columns["text_mark"] = text_marks(texts)
     return ItemColumns(ids, columns, vocabularies)
 
 

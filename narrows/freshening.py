@@ -48,7 +48,8 @@ Published = Callable[[], ItemSnapshot | None]
 class ItemEntry:
     """An item as it is stored; a deleted one keeps its row for good.
 
-    `first_at` is when it was stored first, in epoch seconds. `vector` holds float32 as bytes, b"" where no
+    `first_at` is since when there is the item, in epoch seconds: when it was stored first, or what the
+    catalogue said that was published before, None for nothing. `vector` holds float32 as bytes, b"" where no
     network has seen it, and `vector_version` the version of the network.
     """
 
@@ -57,7 +58,7 @@ class ItemEntry:
     version: int
     values: Mapping[str, Any] = field(default_factory=dict)
     deleted: bool = False
-    first_at: float = 0.0
+    first_at: float | None = None
     vector: bytes = b""
     vector_version: str = ""
 
@@ -97,14 +98,14 @@ class ItemTable(Protocol):
 
 
 class ItemEncoder(Protocol):
-    """The item network that is live: what is written about items -> their vectors."""
+    """The item network that is live: ids of items and what is written about them -> their vectors."""
 
     @property
     def version(self) -> str:
         """The version of the network, which the vectors must share with the visitors' network."""
 
-    def embed(self, texts: Sequence[str]) -> Floats:
-        """float32[n, d]; zeros for a text that says nothing to it.
+    def embed(self, item_ids: Sequence[str], texts: Sequence[str]) -> Floats:
+        """float32[n, d]; zeros for an item that it was not trained on and whose text says nothing to it.
 
         EncoderUnavailable where what reads the texts does not answer, or is not the one of the network;
         BundleError or StoreUnavailable where the network itself cannot be read.
@@ -302,12 +303,24 @@ class _Batch:
     ) -> Mapping[str, str] | None:
         """Stored, but without a vector: item id -> why; None where somebody else wrote first."""
         rows, new, block = self._rows([one.item_id for one in wanted], stored, published)
+        created = {} if published is None else _created(published, rows)
         vectors, unread = self._vectors(wanted)
         writes: list[ItemWrite] = []
         changes: list[Change] = []
         for upsert in wanted:
             before = stored.get(upsert.item_id)
-            entry = self._entry(upsert, before, rows[upsert.item_id], vectors.get(upsert.item_id, b""))
+            first_at = before.first_at if before else created.get(upsert.item_id, self.now)
+            vector = vectors.get(upsert.item_id, b"")
+            entry = ItemEntry(
+                item_id=upsert.item_id,
+                row=rows[upsert.item_id],
+                version=self._version(upsert, before),
+                values=upsert.values,
+                deleted=upsert.deleted,
+                first_at=first_at,
+                vector=vector,
+                vector_version=self.encoder.version if self.encoder and vector else "",
+            )
             writes.append(ItemWrite(entry, before.version if before else None))
             changes += rule_changes(entry, before, self.catalogue, is_new=upsert.item_id in new)
         try:
@@ -315,18 +328,6 @@ class _Batch:
         except Conflict:
             return None
         return unread
-
-    def _entry(self, upsert: ItemUpsert, before: ItemEntry | None, row: int, vector: bytes) -> ItemEntry:
-        return ItemEntry(
-            item_id=upsert.item_id,
-            row=row,
-            version=self._version(upsert, before),
-            values=upsert.values,
-            deleted=upsert.deleted,
-            first_at=before.first_at if before else self.now,
-            vector=vector,
-            vector_version=self.encoder.version if self.encoder and vector else "",
-        )
 
     def _rows(
         self, item_ids: Sequence[str], stored: Mapping[str, ItemEntry], published: ItemSnapshot | None
@@ -347,20 +348,30 @@ class _Batch:
         return rows, set(new), RowBlock(expected, first + len(new))
 
     def _vectors(self, upserts: Sequence[ItemUpsert]) -> tuple[dict[str, bytes], dict[str, str]]:
-        """What the network says of items that something is written about, or why it does not."""
-        if self.encoder is None:
+        """What the network says of these items; why it says nothing of what is written about them."""
+        there = [one for one in upserts if not one.deleted]
+        if self.encoder is None or not there:
             return {}, {}
-        texts = item_texts([one.values for one in upserts], self.catalogue)
-        said = {one.item_id: text for one, text in zip(upserts, texts, strict=True) if text.strip()}
+        texts = item_texts([one.values for one in there], self.catalogue)
+        ids = [one.item_id for one in there]
+        said = [item_id for item_id, text in zip(ids, texts, strict=True) if text.strip()]
         try:
-            vectors = np.asarray(self.encoder.embed(list(said.values())), np.float32)
+            vectors = np.asarray(self.encoder.embed(ids, texts), np.float32)
         except (BundleError, EncoderUnavailable, StoreUnavailable) as error:  # an item does not wait for it
             return {}, dict.fromkeys(said, type(error).__name__)
-        placed = {item_id: one.tobytes() for item_id, one in zip(said, vectors, strict=True) if one.any()}
+        placed = {item_id: one.tobytes() for item_id, one in zip(ids, vectors, strict=True) if one.any()}
         return placed, {item_id: UNKNOWN_WORDS for item_id in said if item_id not in placed}
 
     def _lost(self, upsert: ItemUpsert, reason: str) -> ItemVerdict:
         return ItemVerdict(0, upsert.item_id, "rejected", "item", reason, SEND_AGAIN)
+
+
+def _created(published: ItemSnapshot, rows: Mapping[str, int]) -> dict[str, float | None]:
+    """Since when there are those of these items that were published, None where that is not known."""
+    there = {item_id: row for item_id, row in rows.items() if row < published.size}
+    times = published.columns.get("created_at", np.full(published.size, np.nan))
+    found = {item_id: float(times[row]) for item_id, row in there.items()}
+    return {item_id: None if np.isnan(time) else time for item_id, time in found.items()}
 
 
 def item_texts(items: Sequence[Mapping[str, Any]], catalogue: Catalogue) -> list[str]:

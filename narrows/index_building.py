@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from narrows.encoding import Array
-from narrows.item_details import written
+from narrows.item_details import rewritten, written
 from narrows.retrieval import Rows
 from narrows.snapshot import ItemSnapshot
 from narrows.sources.two_tower import TwoTower
@@ -32,7 +32,8 @@ def build_index(
 ) -> int:
     """Make the index of a network's version, whole and live; how many items it has. Twice is once.
 
-    Items that came after the training are placed by what is written about them, as serving places them.
+    Items that came or changed after the training are placed as serving places them: by what is written about
+    them, and by their id, where the network knows that.
     `newest()` is the catalogue as it is published by now. Once the index is whole, items that change are
     put into it as they come (`indexing.index_items`); those that changed while it was built are in the
     catalogue after `wait()`, and what is different by then is placed too.
@@ -120,8 +121,7 @@ class Said:
 def _place(index: VectorIndex, network: TwoTower, snapshot: ItemSnapshot, rows: Rows) -> Rows:
     """Put in what the network says of these rows; those of which it says nothing."""
     source = network.bind(snapshot.rows, snapshot.size)
-    later = rows[np.isnan(source.vectors[rows, 0])]
-    later = later[snapshot.holds(later)]
+    later = np.intersect1d(rows, rewritten(snapshot, source.placed))
     source.place(later, written(snapshot, later.tolist()))
     there = ~np.isnan(source.vectors[rows, 0])
     placed: Rows = rows[there]

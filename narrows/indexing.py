@@ -46,8 +46,8 @@ def index_items(
     """Put the last state of each item into every whole index; the same again changes nothing.
 
     So the model that is about to be live, and the one to go back to, have what comes meanwhile. An item has
-    a vector of one version; of the others `network_of(version)` makes one from its text. A deleted item, and
-    one that says nothing, is taken out.
+    a vector of one version; of the others `network_of(version)` makes one from its id and its text. A deleted
+    item, and one of which a network knows nothing, is taken out.
 
     StoreUnavailable or IndexGone is raised where the index does not answer or goes meanwhile, and where many
     items fail alike, which is no fault of theirs, their error: then the batch is to be given again.
@@ -95,19 +95,18 @@ def _vectors(
     """(item id -> its vector of this version, the items whose vector is not to be had now)."""
     there = [entry for entry in entries if not entry.deleted]
     vectors = {one.item_id: one.vector for one in there if one.vector and one.vector_version == version}
-    others = [one for one in there if one.item_id not in vectors]
-    texts = item_texts([one.values for one in others], catalogue)
-    said = {one.item_id: text for one, text in zip(others, texts, strict=True) if one.vector or text.strip()}
-    if not said:
+    others = [one.item_id for one in there if one.item_id not in vectors]
+    if not others:
         return vectors, ()
+    texts = item_texts([one.values for one in there if one.item_id not in vectors], catalogue)
     try:
         network = network_of(version)
         if network is None:
-            return vectors, said
-        found = np.asarray(network.embed(list(said.values())), np.float32)
+            return vectors, others
+        found = np.asarray(network.embed(others, texts), np.float32)
     except (BundleError, EncoderUnavailable):  # for as long as it takes no other index may be held up
-        return vectors, said
-    made = {item_id: one.tobytes() for item_id, one in zip(said, found, strict=True) if one.any()}
+        return vectors, others
+    made = {item_id: one.tobytes() for item_id, one in zip(others, found, strict=True) if one.any()}
     return vectors | made, ()
 
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from narrows.retrieval import Rows
 from narrows.snapshot import ItemSnapshot
+from narrows.sources.rows import PlacedVectors
 
 Details = dict[str, str | float]
 
@@ -36,6 +38,21 @@ def written(snapshot: ItemSnapshot, rows: Sequence[int]) -> list[str]:
             parts += [words[code] for code in codes if code >= 0]
         texts.append(" ".join(parts))
     return texts
+
+
+def rewritten(snapshot: ItemSnapshot, placed: PlacedVectors) -> Rows:
+    """The rows of items about which something else is written than what their vectors were made from.
+
+    In a snapshot of before it kept marks those without a vector.
+    """
+    vectors = placed.vectors[: snapshot.size]
+    if "text_mark" not in snapshot.columns:
+        rows = np.flatnonzero(np.isnan(vectors[:, 0])).astype(np.int32)
+        rows = rows[snapshot.holds(rows)]
+        return rows[[bool(text.strip()) for text in written(snapshot, rows.tolist())]]
+    said, read = snapshot.columns["text_mark"][: len(vectors)], placed.marks[: len(vectors)]
+    differs = (said != read) & ~(np.isnan(said) & np.isnan(read))
+    return np.flatnonzero(differs).astype(np.int32)
 
 
 def _details(snapshot: ItemSnapshot, row: int) -> Details:

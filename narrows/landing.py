@@ -57,7 +57,7 @@ def items_file(entries: Sequence[ItemEntry], arrived_at: float) -> LandingFile |
     """One file for the items of a batch, which training reads; None for none.
 
     The key names the content, so a batch that comes again on the same day replaces itself. A line holds id,
-    version, whether the item is deleted, when it was stored first, and as JSON text what was sent of it.
+    version, whether the item is deleted, since when there is the item, and as JSON text what was sent of it.
     """
     if not entries:
         return None

@@ -14,7 +14,6 @@ from narrows.encoding import Array, missing, recoded
 from narrows.freshening import ItemEntry
 from narrows.settings import Catalogue
 from narrows.snapshot import ItemSnapshot, write_base, write_delta
-from narrows.sources.rows import look_up
 from narrows.text_vectors import document_names
 
 SPARE_ROWS = 8192
@@ -61,7 +60,7 @@ def change_of(entries: Sequence[ItemEntry], snapshot: ItemSnapshot, catalogue: C
     """What is different after these entries, of which the last of an item counts; nothing for what is there.
 
     A deleted item keeps its row and nothing else. An item that says no time was created when it was stored
-    first, or keeps the time that the snapshot has.
+    first; of one that was published before that time counts, if it had one.
     """
     newest = list({entry.item_id: entry for entry in entries}.values())
     items = _columns(newest, catalogue)
@@ -70,7 +69,7 @@ def change_of(entries: Sequence[ItemEntry], snapshot: ItemSnapshot, catalogue: C
     words = {name: words for name, words in items.vocabularies.items() if name in columns}
     known = snapshot.rows(items.ids)
     if "created_at" in columns:
-        columns["created_at"] = _creation(newest, columns["created_at"], known, snapshot)
+        columns["created_at"] = _creation(newest, columns["created_at"])
     if "price_position" in columns and "price" in columns:
         columns["price_position"] = _positions(rows, columns, words, snapshot)
     kept = np.flatnonzero((known < 0) | ~_same(rows, columns, words, snapshot))
@@ -115,13 +114,10 @@ def _columns(entries: Sequence[ItemEntry], catalogue: Catalogue) -> ItemColumns:
     return item_columns({**table, catalogue.id: [entry.item_id for entry in entries]}, catalogue)
 
 
-def _creation(
-    entries: Sequence[ItemEntry], said: Array, known: NDArray[np.int32], snapshot: ItemSnapshot
-) -> Array:
+def _creation(entries: Sequence[ItemEntry], said: Array) -> Array:
     """When each was created; nan for what is deleted, so that nothing offers it as new."""
-    stored = np.asarray([entry.first_at for entry in entries], np.float64)
-    before = look_up(snapshot.columns["created_at"], known, np.nan)
-    created = np.where(np.isnan(said), np.where(known >= 0, before, stored), said)
+    first = [np.nan if entry.first_at is None else entry.first_at for entry in entries]
+    created = np.where(np.isnan(said), np.asarray(first, np.float64), said)
     created[[entry.deleted for entry in entries]] = np.nan
     return np.asarray(created, np.float64)
 

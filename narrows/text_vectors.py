@@ -145,6 +145,17 @@ def documents(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> list[
     return [cut(" ".join(part[row] for part in parts), TEXT_BYTES) for row in range(count)]
 
 
+def text_marks(texts: Sequence[str]) -> NDArray[np.float64]:
+    """float64[n]: a number that tells each text from others, nan for one that says nothing."""
+    return np.asarray([_mark(one) for one in texts], np.float64)
+
+
+def _mark(text: str) -> float:
+    said = text.rstrip("\0")  # which arrays of bytes do not keep
+    digest = hashlib.blake2b(said.encode(), digest_size=6).digest()
+    return float(int.from_bytes(digest)) if said.strip() else float("nan")
+
+
 def document_names(catalogue: Catalogue) -> list[str]:
     """The columns in which it stands what is written about an item, each once."""
     return [name for name in dict.fromkeys((*catalogue.text, catalogue.categories, catalogue.brand)) if name]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeVar
 
 from narrows.adapters.lightgbm import load_scorer
-from narrows.adapters.placing import TEXT_ENCODER, with_newest
+from narrows.adapters.placing import TEXT_ENCODER, by_region, with_newest
 from narrows.adapters.text_encoders import text_encoder
 from narrows.errors import BundleError, NarrowsError, SnapshotError
 from narrows.features import statistics
@@ -28,7 +25,6 @@ from narrows.retrieval import Rows
 from narrows.settings import App
 from narrows.snapshot import ItemSnapshot, open_snapshot, snapshot_of
 from narrows.sources import SOURCES, SignallingSource
-from narrows.sources.rows import REGION
 from narrows.sources.two_tower import TwoTowerSource
 from narrows.text_vectors import TextEncoder
 from narrows.vector_index import VectorIndex
@@ -37,20 +33,11 @@ from narrows.visitor import VisitorReader
 RANKER_FILE = "ranker.txt"
 SEGMENTS_FILE = "segments.json"
 ABSENT = "absent"
-REGIONS = "regions"
 TWO_TOWER = "two_tower"
 ABOUT_FILE = "about.json"
 """Of an index beside a source, the file that names it; see `bundled_indexes`."""
 
 Loaded = TypeVar("Loaded")
-
-
-@runtime_checkable
-class Tagging(Protocol):
-    """An index whose vectors can be given what searches choose by after it was made."""
-
-    def tagged(self, name: str, words: Sequence[str], codes: NDArray[np.int32]) -> VectorIndex:
-        """The same with an attribute: row `i` has the words of `codes[i]`, int32[k] with -1 for none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,26 +219,6 @@ def _bound(
         return source
     index = bundle.index(name, snapshot.rows(model.item_ids.tolist()))
     return source if index is None else source.searching(by_region(index, snapshot))
-
-
-def with_regions(
-    sources: Mapping[str, SignallingSource], snapshot: ItemSnapshot
-) -> dict[str, SignallingSource]:
-    """The sources, whose indexes know where the snapshot says that items are sold."""
-    return {name: _regional(source, snapshot) for name, source in sources.items()}
-
-
-def _regional(source: Any, snapshot: ItemSnapshot) -> Any:
-    index = getattr(source, "index", None)
-    return source if index is None else source.searching(by_region(index, snapshot))
-
-
-def by_region(index: VectorIndex, snapshot: ItemSnapshot) -> VectorIndex:
-    """An index of this process lets a search choose by region, where the catalogue has any."""
-    codes = snapshot.columns.get(REGIONS)
-    if codes is None or not snapshot.size or not isinstance(index, Tagging):
-        return index
-    return index.tagged(REGION, snapshot.vocabulary(REGIONS), codes.reshape(snapshot.size, -1))
 
 
 def _ranker(

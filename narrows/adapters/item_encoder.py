@@ -6,15 +6,19 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from narrows.control import ControlTable, Pointer, model_pointer, model_prefix
 from narrows.errors import BundleError, NarrowsError, StoreUnavailable
 from narrows.freshening import ItemEncoder
 from narrows.ranking import MANIFEST, read_manifest
-from narrows.retrieval import Floats
+from narrows.retrieval import Floats, Rows
 from narrows.sources import two_tower
+from narrows.sources.rows import look_up
 from narrows.text_vectors import TextEncoder
 
 Get = Callable[[str], bytes | None]
@@ -25,14 +29,27 @@ MOST_KEPT = 3
 
 @dataclass(frozen=True, eq=False)
 class BundleEncoder:
-    """The item network of one bundle, whose version its vectors have; without those of the training."""
+    """The item network of one bundle, whose version its vectors have.
+
+    `trained` has the ids of the items that it was trained on, sorted, and `numbers` its numbers of them.
+    """
 
     version: str
-    network: two_tower.TwoTower
+    network: two_tower.ItemNetwork
+    trained: NDArray[np.str_]
+    numbers: Rows
 
-    def embed(self, texts: Sequence[str]) -> Floats:
-        """float32[n, d] from what is written about items; EncoderUnavailable where that cannot be read."""
-        return self.network.embed(texts)
+    @classmethod
+    def of(cls, version: str, towers: two_tower.TwoTower) -> BundleEncoder:
+        """Of a whole model, most of which is not kept."""
+        order = np.argsort(towers.item_ids).astype(np.int32)
+        return cls(version, towers.network, towers.item_ids[order], order)
+
+    def embed(self, item_ids: Sequence[str], texts: Sequence[str]) -> Floats:
+        """float32[n, d] of ids and what is written; EncoderUnavailable where that cannot be read."""
+        at = np.searchsorted(self.trained, np.asarray(item_ids, str))
+        found = look_up(self.trained, at, "") == np.asarray(item_ids, str)
+        return self.network.embed(np.where(found, look_up(self.numbers, at, -1), -1), texts)
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,7 @@ class Unread:
     error: NarrowsError
     version: str = ""
 
-    def embed(self, texts: Sequence[str]) -> Floats:  # noqa: ARG002  # whatever they say
+    def embed(self, item_ids: Sequence[str], texts: Sequence[str]) -> Floats:  # noqa: ARG002  # whatever they say
         """The error."""
         raise self.error
 
@@ -120,9 +137,8 @@ def _loaded(version: str, prefix: str, get: Get, text_encoder: TextEncoder | Non
         network = _copied(prefix, two_tower.FILE, get, Path(scratch))
         if hashlib.sha256(network.read_bytes()).hexdigest() != files[two_tower.FILE]:
             raise BundleError(f"{prefix}/{two_tower.FILE} differs from its manifest; promote again")
-        towers = two_tower.load(network)
-        lean = replace(towers, item_ids=towers.item_ids[:0].copy(), vectors=towers.vectors[:0].copy())
-        return BundleEncoder(version, lean.reading(text_encoder))
+        towers = two_tower.load(network).reading(text_encoder)
+        return BundleEncoder.of(version, towers)
 
 
 def _copied(prefix: str, file: str, get: Get, folder: Path) -> Path:

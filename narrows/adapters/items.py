@@ -100,8 +100,9 @@ def _attributes(entry: ItemEntry) -> dict[str, Any]:
         "v": {"N": str(entry.version)},
         "c": {"S": json.dumps(entry.values, separators=(",", ":"), ensure_ascii=False)},
         "d": {"BOOL": entry.deleted},
-        "t": {"N": repr(entry.first_at)},
     }
+    if entry.first_at is not None:
+        attributes["t"] = {"N": repr(entry.first_at)}
     if entry.vector:
         attributes |= {"e": {"B": entry.vector}, "ev": {"S": entry.vector_version}}
     return attributes
@@ -116,7 +117,7 @@ def entry_of(image: Mapping[str, Any]) -> ItemEntry:
         version=int(image["v"]["N"]),
         values=json.loads(image["c"]["S"]),
         deleted=image["d"]["BOOL"],
-        first_at=float(image["t"]["N"]),
+        first_at=float(image["t"]["N"]) if "t" in image else None,
         vector=base64.b64decode(vector) if isinstance(vector, str) else bytes(vector),
         vector_version=image.get("ev", {}).get("S", ""),
     )

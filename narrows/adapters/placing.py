@@ -1,42 +1,54 @@
-"""Items that came after a training: the sources that can place them by what is written about them, do so."""
+"""Items that came or changed after a training: sources that can place them by what is written, do so."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from narrows.errors import EncoderUnavailable
-from narrows.item_details import written
-from narrows.retrieval import Floats, Rows
+from narrows.item_details import rewritten, written
+from narrows.retrieval import Rows
 from narrows.snapshot import ItemSnapshot
 from narrows.sources import SignallingSource
 from narrows.sources.fresh import fresh
+from narrows.sources.rows import REGION, PlacedVectors
 from narrows.text_vectors import HashedWords, TextEncoder
+from narrows.vector_index import VectorIndex
 
 PLACED_AT_ONCE = 20_000
-"""Of the items without a vector, the newest so many get one in a refresh."""
+"""Of the items whose text has not been read, the newest so many are in a refresh."""
 READ_AT_ONCE = 512
 """As many of them where a sentence encoder reads the texts, which takes it milliseconds each."""
 TEXT_ENCODER = "text_encoder"
+REGIONS = "regions"
 BEHIND = "behind"
 
 
 @runtime_checkable
+class Tagging(Protocol):
+    """An index whose vectors can be given what searches choose by after it was made."""
+
+    def tagged(self, name: str, words: Sequence[str], codes: NDArray[np.int32]) -> VectorIndex:
+        """The same with an attribute: row `i` has the words of `codes[i]`, int32[k] with -1 for none."""
+
+
+@runtime_checkable
 class Placing(Protocol):
-    """A source that makes its own vectors of items that it was not trained on."""
+    """A source that makes its own vectors of items, and of items that it was not trained on."""
 
     @property
-    def vectors(self) -> Floats:
-        """float32[capacity, d] by row, nan where a row has none."""
+    def placed(self) -> PlacedVectors:
+        """The vectors by row, and what they were made from."""
 
     @property
     def encoder(self) -> TextEncoder:
         """What reads the texts."""
 
     def place(self, rows: Rows, texts: Sequence[str]) -> None:
-        """Give each of these rows without a vector the one that its text says.
+        """Give each of these rows the vector that its text says.
 
         EncoderUnavailable where the texts cannot be read now.
         """
@@ -45,32 +57,48 @@ class Placing(Protocol):
 def with_newest(
     sources: Mapping[str, SignallingSource], snapshot: ItemSnapshot
 ) -> tuple[dict[str, SignallingSource], dict[str, str]]:
-    """The sources, of which some come to know the items that are newer than they, and what was in the way.
+    """The sources, of which some come to know what is newer than they, and what was in the way.
 
-    A text encoder that does not answer, or is not the one of the model, leaves items without a vector, and is
-    named; so is one that has more to read than fits into a refresh. The next refresh goes on.
+    A text encoder that does not answer, or is not the one of the model, leaves items with the vectors that
+    they had, if any, and is named; so is one that has more to read than fits into a refresh. The next refresh
+    goes on.
     """
     problems: dict[str, str] = {}
-    for source in sources.values():
-        if isinstance(source, Placing):
-            problems |= _placed(source, snapshot)
+    found = dict(sources)
+    for name, source in sources.items():
+        if isinstance(source, Placing) and len(rows := rewritten(snapshot, source.placed)):
+            problems |= _placed(source, rows, snapshot)
+            found[name] = _regional(source, snapshot)
     created = snapshot.columns.get("created_at")
     newest = {"fresh": fresh(created)} if created is not None and np.isfinite(created).any() else {}
-    return {**sources, **newest}, problems
+    return {**found, **newest}, problems
 
 
-def _placed(source: Placing, snapshot: ItemSnapshot) -> dict[str, str]:
-    """Vectors for the newest rows that have an item and no vector."""
+def with_regions(
+    sources: Mapping[str, SignallingSource], snapshot: ItemSnapshot
+) -> dict[str, SignallingSource]:
+    """The sources, whose indexes know where the snapshot says that items are sold."""
+    return {name: _regional(source, snapshot) for name, source in sources.items()}
+
+
+def _regional(source: Any, snapshot: ItemSnapshot) -> Any:
+    index = getattr(source, "index", None)
+    return source if index is None else source.searching(by_region(index, snapshot))
+
+
+def by_region(index: VectorIndex, snapshot: ItemSnapshot) -> VectorIndex:
+    """An index of this process lets a search choose by region, where the catalogue has any."""
+    codes = snapshot.columns.get(REGIONS)
+    if codes is None or not snapshot.size or not isinstance(index, Tagging):
+        return index
+    return index.tagged(REGION, snapshot.vocabulary(REGIONS), codes.reshape(snapshot.size, -1))
+
+
+def _placed(source: Placing, rows: Rows, snapshot: ItemSnapshot) -> dict[str, str]:
+    """Vectors for the newest of these rows, of which something else is written than the source has read."""
     most = PLACED_AT_ONCE if isinstance(source.encoder, HashedWords) else READ_AT_ONCE
-    rows = np.flatnonzero(np.isnan(source.vectors[: snapshot.size, 0])).astype(np.int32)[-PLACED_AT_ONCE:]
-    rows = rows[snapshot.holds(rows)]
-    texts = written(snapshot, rows.tolist())
-    said = [place for place, text in enumerate(texts) if text.strip()]
-    rows, texts = rows[said], [texts[place] for place in said]
-    if not len(rows):
-        return {}
     try:
-        source.place(rows[-most:], texts[-most:])
+        source.place(rows[-most:], written(snapshot, rows[-most:].tolist()))
     except EncoderUnavailable as error:
         return {TEXT_ENCODER: type(error).__name__}
     return {TEXT_ENCODER: BEHIND} if len(rows) > most else {}

@@ -14,14 +14,12 @@ import numpy as np
 from narrows.adapters.bundle import (
     ABSENT,
     RANKER_FILE,
-    REGIONS,
     TWO_TOWER,
     Serving,
     load_serving,
     parts_of,
-    with_regions,
 )
-from narrows.adapters.placing import TEXT_ENCODER, with_newest
+from narrows.adapters.placing import REGIONS, TEXT_ENCODER, with_newest, with_regions
 from narrows.adapters.snapshots import SnapshotCopy
 from narrows.control import Pointer
 from narrows.encoding import Array

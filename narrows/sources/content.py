@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from narrows.retrieval import Floats, Query, Retrieved, Rows
 from narrows.sources.rows import (
     NOTHING,
+    PlacedVectors,
     RowsOf,
-    fill_missing,
     load_arrays,
     look_up,
     nearest,
@@ -38,16 +38,20 @@ class Params:
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """`vectors` float32[items, c] of length one, zero rows for items of which nothing is written."""
+    """`vectors` float32[items, c] of length one, zero rows for items of which nothing is written.
+
+    `marks` float64[items] are those of the texts that were read.
+    """
 
     item_ids: NDArray[Any]
     vectors: Floats
+    marks: NDArray[np.float64]
     encoder: TextEncoder
     params: Params
 
     def save(self, path: Path) -> None:
         """Write one `.npz`."""
-        arrays = {"item_ids": self.item_ids, "vectors": self.vectors}
+        arrays = {"item_ids": self.item_ids, "vectors": self.vectors, "marks": self.marks}
         save_arrays(path, {**arrays, **encoder_arrays(self.encoder)}, self.params)
 
     def reading(self, configured: TextEncoder | None) -> Content:
@@ -59,24 +63,22 @@ class Content:
         rows = rows_of(self.item_ids.tolist())
         said = np.abs(self.vectors).sum(axis=1) > 0
         table = scatter(np.where(said, rows, -1), self.vectors, size, np.nan)
-        return ContentSource(table, self.encoder, self.params)
+        marks = scatter(rows, self.marks, size, np.nan)
+        return ContentSource(PlacedVectors(table, marks), self.encoder, self.params)
 
 
 def load(path: Path) -> Content:
     """Read what `save` wrote."""
-    arrays, params = load_arrays(path, ("item_ids", "vectors"))
+    arrays, params = load_arrays(path, ("item_ids", "vectors", "marks"))
     encoder = kept_encoder(arrays, path)
-    return Content(arrays["item_ids"], arrays["vectors"], encoder, Params(**params))
+    return Content(arrays["item_ids"], arrays["vectors"], arrays["marks"], encoder, Params(**params))
 
 
 @dataclass(frozen=True, eq=False)
 class ContentSource:
-    """Serves whoever chose something of which something is written; needs no event of an item.
+    """Serves whoever chose something of which something is written; needs no event of an item."""
 
-    `vectors` float32[size, c], nan where a row has none.
-    """
-
-    vectors: Floats
+    placed: PlacedVectors
     encoder: TextEncoder
     params: Params
     index: VectorIndex | None = None
@@ -87,9 +89,14 @@ class ContentSource:
         """The same over an index that holds its vectors."""
         return replace(self, index=index)
 
+    @property
+    def vectors(self) -> Floats:
+        """float32[size, c], nan where a row has none."""
+        return self.placed.vectors
+
     def place(self, rows: Rows, texts: Sequence[str]) -> None:
-        """Give each row without a vector the one that its text says."""
-        fill_missing(self.vectors, rows, texts, self.encoder.encode, self.index)
+        """Give each row the vector that its text says, or none where it says nothing."""
+        self.placed.write(rows, texts, lambda _, said: self.encoder.encode(said), self.index)
 
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The rows that are written about most alike."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from narrows.errors import BundleError
 from narrows.retrieval import NO_ROWS, NO_WEIGHTS, Floats, Passes, Query, Retrieved, Rows, among
+from narrows.text_vectors import text_marks
 from narrows.vector_index import EVERYTHING, MOST_RESULTS, VectorIndex, Where
 
 RowsOf = Callable[[Sequence[str]], Rows]
@@ -119,27 +120,42 @@ def allowed(index: VectorIndex, wanted: Floats, quota: int, query: Query) -> Ret
     return Retrieved(more.rows[kept], more.scores[kept])
 
 
-def fill_missing(
-    vectors: Floats,
-    rows: Rows,
-    texts: Sequence[str],
-    embed: Callable[[Sequence[str]], Floats],
-    index: VectorIndex | None,
-) -> None:
-    """Write the vectors of texts, in place, to those of the rows that have none; the index gets them too.
+@dataclass(frozen=True, eq=False)
+class PlacedVectors:
+    """Vectors by row that follow what is written about the items.
 
-    A row that the table does not hold and a text whose vector is zero are left out. Requests that are under
-    way see a row without a vector or with its whole vector.
+    `vectors` float32[size, d], nan where a row has none; `marks` float64[size] are those of the texts that
+    they were made from (`text_vectors.text_marks`), nan for none.
     """
-    inside = np.flatnonzero((rows >= 0) & (rows < len(vectors)))
-    wanted = inside[np.isnan(vectors[rows[inside], 0])]
-    found = embed([texts[at] for at in wanted.tolist()])
-    said = np.abs(found).sum(axis=1) > 0
-    placed = rows[wanted[said]]
-    if index is not None and len(placed):
-        index.upsert(placed, found[said])
-    vectors[placed, 1:] = found[said, 1:]
-    vectors[placed, 0] = found[said, 0]  # last: whoever reads looks here whether there is a vector
+
+    vectors: Floats
+    marks: NDArray[np.float64]
+
+    def write(
+        self,
+        rows: Rows,
+        texts: Sequence[str],
+        embed: Callable[[Rows, Sequence[str]], Floats],
+        index: VectorIndex | None,
+    ) -> None:
+        """Give rows the vectors of these texts, in place; the index gets them too.
+
+        A row of which nothing is known has none. Rows that the table does not hold are left out. Requests
+        that are under way see a row without a vector, or with its whole vector.
+        """
+        inside = np.flatnonzero((rows >= 0) & (rows < len(self.vectors)))
+        rows, texts = rows[inside], [texts[at] for at in inside.tolist()]
+        if not len(rows):
+            return
+        found = embed(rows, texts)
+        said = np.abs(found).sum(axis=1) > 0
+        if index is not None:
+            index.delete(rows[~said])
+            index.upsert(rows[said], found[said])
+        self.vectors[rows, 0] = np.nan  # whoever reads looks here whether there is a vector
+        self.vectors[rows[said], 1:] = found[said, 1:]
+        self.vectors[rows[said], 0] = found[said, 0]
+        self.marks[rows] = text_marks(texts)
 
 
 def scatter(rows: Rows, values: NDArray[Any], size: int, missing: float) -> NDArray[Any]:
@@ -150,7 +166,7 @@ def scatter(rows: Rows, values: NDArray[Any], size: int, missing: float) -> NDAr
     return table
 
 
-def look_up(table: NDArray[Any], rows: Rows, missing: float) -> NDArray[Any]:
+def look_up(table: NDArray[Any], rows: NDArray[Any], missing: float | str) -> NDArray[Any]:
     """`table[rows]`, with `missing` for rows that the table does not hold."""
     outside = (rows < 0) | (rows >= len(table))
     if not outside.any():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from narrows.networks import Weights, item_vectors, user_vectors
 from narrows.retrieval import Floats, Query, Retrieved, Rows
 from narrows.sources.rows import (
     NOTHING,
+    PlacedVectors,
     RowsOf,
-    fill_missing,
     load_arrays,
     look_up,
     nearest,
@@ -46,15 +45,35 @@ class Params:
 
 
 @dataclass(frozen=True, eq=False)
+class ItemNetwork:
+    """What makes the vectors of items; `ids` float16[items, d] is what it knows of one besides its text."""
+
+    ids: NDArray[np.float16]
+    weights: Weights
+    encoder: TextEncoder
+
+    def embed(self, items: Rows, texts: Sequence[str]) -> Floats:
+        """float32[n, d]: the vectors of items by number, from what is written about them now.
+
+        -1 is an item that was not trained on. What is not known at all has a vector of zeros.
+        """
+        ids = look_up(self.ids, items, 0.0).astype(np.float32)
+        return np.asarray(item_vectors(self.weights, ids, self.encoder.encode(texts)), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
 class TwoTower:
     """`vectors` float32[items, d] are the item network's, zero rows for items it knows nothing about.
 
-    `segments` float32[s, d] stand for the visitors of `segment_names`; `encoder` reads what is written about
-    items that come later.
+    They were made of `ids` float16[items, d], and of texts that had the `marks` float64[items]
+    (`text_vectors.text_marks`). `segments` float32[s, d] stand for the visitors of `segment_names`; `encoder`
+    reads what is written about items that come later.
     """
 
     item_ids: NDArray[Any]
     vectors: Floats
+    ids: NDArray[np.float16]
+    marks: NDArray[np.float64]
     segment_names: NDArray[Any]
     segments: Floats
     weights: Mapping[str, Floats]
@@ -66,15 +85,18 @@ class TwoTower:
         arrays = {
             "item_ids": self.item_ids,
             "vectors": self.vectors,
+            "ids": self.ids,
+            "marks": self.marks,
             "segment_names": self.segment_names,
             "segments": self.segments,
         }
         named = {f"{WEIGHT}{name}": values for name, values in self.weights.items()}
         save_arrays(path, {**arrays, **encoder_arrays(self.encoder), **named}, self.params)
 
-    def embed(self, texts: Sequence[str]) -> Floats:
-        """float32[n, d]: the vectors of items that were not trained on, from what is written about them."""
-        return _embedded(self.weights, self.encoder, texts)
+    @property
+    def network(self) -> ItemNetwork:
+        """The item network alone."""
+        return ItemNetwork(self.ids, self.weights, self.encoder)
 
     def reading(self, configured: TextEncoder | None) -> TwoTower:
         """The same with the app's encoder, where it is the one that made the vectors."""
@@ -83,43 +105,40 @@ class TwoTower:
     def bind(self, rows_of: RowsOf, size: int) -> TwoTowerSource:
         """The source that serves it over a snapshot of `size` rows, comparing every item."""
         rows = rows_of(self.item_ids.tolist())
-        placed = np.abs(self.vectors).sum(axis=1) > 0
-        table = scatter(np.where(placed, rows, -1), self.vectors, size, np.nan)
+        held = np.abs(self.vectors).sum(axis=1) > 0
+        table = scatter(np.where(held, rows, -1), self.vectors, size, np.nan)
+        placed = PlacedVectors(table, scatter(rows, self.marks, size, np.nan))
+        items = scatter(rows, np.arange(len(rows), dtype=np.int32), size, -1)
         names = self.segment_names.tolist()
         segments = dict(zip(names, self.segments, strict=True))
-        return TwoTowerSource(table, segments, self.weights, self.encoder, self.params)
-
-
-def _embedded(weights: Weights, encoder: TextEncoder, texts: Sequence[str]) -> Floats:
-    content = encoder.encode(texts)
-    ids = np.zeros((len(texts), weights["item.content"].shape[1]), np.float32)
-    return np.asarray(item_vectors(weights, ids, content), np.float32)
+        return TwoTowerSource(placed, self.network, items, segments, self.params)
 
 
 def load(path: Path) -> TwoTower:
     """Read what `save` wrote."""
-    names = ("item_ids", "vectors", "segment_names", "segments")
+    names = ("item_ids", "vectors", "ids", "marks", "segment_names", "segments")
     arrays, params = load_arrays(path, (*names, f"{WEIGHT}user.places", f"{WEIGHT}item.content"))
     weights = {
         name.removeprefix(WEIGHT): values for name, values in arrays.items() if name.startswith(WEIGHT)
     }
     encoder = kept_encoder(arrays, path)
-    items, vectors, segment_names, segments = (arrays[name] for name in names)
-    return TwoTower(items, vectors, segment_names, segments, weights, encoder, Params(**params))
+    items, vectors, ids, marks, segment_names, segments = (arrays[name] for name in names)
+    of_items = (items, vectors, ids, marks)
+    return TwoTower(*of_items, segment_names, segments, weights, encoder, Params(**params))
 
 
 @dataclass(frozen=True, eq=False)
 class TwoTowerSource:
     """Serves whoever has a history or is of a known segment.
 
-    `vectors` float32[size, d], nan where a row has none. Without an `index` every row is compared; an index
-    holds the same vectors by row.
+    `items` int32[size] has the network's number of the item of each row, -1 for none. Without an `index`
+    every row is compared; an index holds the same vectors by row.
     """
 
-    vectors: Floats
+    placed: PlacedVectors
+    network: ItemNetwork
+    items: Rows
     segments: Mapping[str, Floats]
-    weights: Weights
-    encoder: TextEncoder
     params: Params
     index: VectorIndex | None = None
     name: str = "two_tower"
@@ -129,9 +148,21 @@ class TwoTowerSource:
         """The same over an index that holds its vectors."""
         return replace(self, index=index)
 
+    @property
+    def vectors(self) -> Floats:
+        """float32[size, d], nan where a row has none."""
+        return self.placed.vectors
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """What reads the texts."""
+        return self.network.encoder
+
     def place(self, rows: Rows, texts: Sequence[str]) -> None:
-        """Give each row without a vector the one that its text says; the index gets it too."""
-        fill_missing(self.vectors, rows, texts, partial(_embedded, self.weights, self.encoder), self.index)
+        """Give each row the vector that its id and its text say; the index gets it too."""
+        self.placed.write(
+            rows, texts, lambda those, said: self.network.embed(self.items[those], said), self.index
+        )
 
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The rows with the highest inner products with the visitor's vector."""
@@ -168,7 +199,7 @@ class TwoTowerSource:
             padded[-len(recent) :] = recent
         if profile is None:
             profile = np.zeros(self.params.dimension, np.float32)
-        return np.asarray(user_vectors(self.weights, padded, profile, np), np.float32)
+        return np.asarray(user_vectors(self.network.weights, padded, profile, np), np.float32)
 
     def _recent(self, query: Query) -> Floats:
         """The vectors of the last items that have one, the newest last; seeds stand after the history."""

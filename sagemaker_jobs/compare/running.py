@@ -22,6 +22,7 @@ from narrows.reranking import diversify
 from narrows.retrieval import Rows, fuse
 from narrows.settings import Surface
 from narrows.sources import SignallingSource
+from narrows.sources.rows import PlacedVectors
 from narrows.sources.two_tower import TwoTowerSource
 from sagemaker_jobs.compare.truth import Truth
 from sagemaker_jobs.replay import Funnel
@@ -146,11 +147,10 @@ def _index(source: Any) -> FaissVectorIndex:
 
 
 def _placed(source: Any, texts: Sequence[str]) -> float:
-    """Seconds that one new item takes: as if the first of them had no vector yet, one after the other."""
+    """Seconds that one new item takes: as if the first of them had just changed, one after the other."""
     rows = np.arange(min(PLACED, len(texts)), dtype=np.int32)
-    vectors = source.vectors.copy()
-    vectors[rows] = np.nan
-    new = replace(source, vectors=vectors)
+    placed = PlacedVectors(source.vectors.copy(), source.placed.marks.copy())
+    new = replace(source, placed=placed)
     began = time.perf_counter()
     for row in rows.tolist():
         new.place(rows[row : row + 1], texts[row : row + 1])

@@ -12,6 +12,7 @@ from narrows.evaluation.metrics import gain_at, hit_at, mean
 from narrows.interactions import Interactions
 from narrows.retrieval import CandidateSource
 from narrows.sources import bought_together, content, trending
+from narrows.text_vectors import text_marks
 from sagemaker_jobs.training_set import TrainingSet
 
 LATELY = (1 / 16, 1 / 64, 1 / 256)
@@ -66,5 +67,11 @@ def _trending(data: TrainingSet, held: Cases) -> Tuned:
 def _content(data: TrainingSet, seed: int) -> Tuned:
     """The same for all events: it looks at none."""
     encoder = data.encoder(seed)
-    model = content.Content(data.log.item_ids, encoder.encode(data.texts), encoder, content.Params())
+    model = content.Content(
+        data.log.item_ids,
+        encoder.encode(data.texts),
+        text_marks(data.texts),
+        encoder,
+        content.Params(),
+    )
     return Tuned(model.params, lambda _: model)

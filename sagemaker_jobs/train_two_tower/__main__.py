@@ -20,7 +20,7 @@ from narrows.interactions import Interactions
 from narrows.networks import Drop, Weights, item_vectors, two_tower_weights, user_vectors
 from narrows.retrieval import Floats
 from narrows.sources.two_tower import Params, TwoTower
-from narrows.text_vectors import TextEncoder
+from narrows.text_vectors import TextEncoder, text_marks
 from sagemaker_jobs.container import Container, run
 from sagemaker_jobs.cooccurrence import start_vectors
 from sagemaker_jobs.learned import Catalogue, batch_size, train_learned
@@ -38,12 +38,16 @@ START = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Towers:
-    """Items with their content, and users' segments; `content` float32[item_count, c]."""
+    """Items with their content, and users' segments.
+
+    `content` float32[item_count, c] was made from texts of these `marks` float64[item_count].
+    """
 
     log: Interactions
     catalogue: Catalogue
     encoder: TextEncoder
     content: Floats
+    marks: NDArray[np.float64]
     segment_names: NDArray[Any]
     segments: NDArray[np.int32]
     sampler: Sampler
@@ -100,10 +104,13 @@ class Towers:
         ids = np.zeros((self.log.item_count, self.params.dimension), np.float32)
         seen = self.catalogue.counts(events) > 0
         ids[self.catalogue.items[seen]] = weights["ids"][seen]
+        kept = ids.astype(np.float16)
         network = {name: values for name, values in weights.items() if name not in ("ids", "segments")}
         return TwoTower(
             self.log.item_ids,
-            np.asarray(item_vectors(network, ids, self.content), np.float32),
+            np.asarray(item_vectors(network, kept.astype(np.float32), self.content), np.float32),
+            kept,
+            self.marks,
             self.segment_names,
             weights["segments"],
             network,
@@ -121,7 +128,8 @@ def towers(data: TrainingSet, seed: int) -> Towers:
     segments = np.where(each == "", len(names), np.searchsorted(names, each)).astype(np.int32)
     counts = catalogue.counts(data.log)
     content = encoder.encode(data.texts)
-    return Towers(data.log, catalogue, encoder, content, names, segments, sampler(counts), Params())
+    marks = text_marks(data.texts)
+    return Towers(data.log, catalogue, encoder, content, marks, names, segments, sampler(counts), Params())
 
 
 def _dropping(keys: list[Any]) -> Drop:

@@ -41,7 +41,7 @@ class ItemTableContract:
 
     def test_what_was_written_is_read(self, stored: Stored) -> None:
         """Every field comes back, also of a deleted item; what nobody wrote is absent."""
-        gone = ItemEntry("i2", 5, 0, deleted=True, first_at=1.0)
+        gone = ItemEntry("i2", 5, 0, deleted=True)
         stored.write(ItemWrite(ENTRY, None), ItemWrite(gone, None))
         assert stored.table.read(["i2", "nobody", "i1", "i1"]) == {"i1": ENTRY, "i2": gone}
         assert stored.table.read([]) == {}

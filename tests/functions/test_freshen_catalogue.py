@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from narrows.adapters.control import DynamoControlTable
@@ -73,7 +75,7 @@ def test_an_item_is_stored_as_it_was_sent(deployed: Deployed) -> None:
     wanted = {name: value for name, value in SHOE.items() if name not in ("item_id", "created_at")}
     assert entry.values == {**wanted, "created_at": 1_795_251_600.0}
     assert (entry.row, entry.deleted, entry.vector) == (0, False, b"")
-    assert entry.version == int(entry.first_at * 1000)
+    assert entry.version == int((entry.first_at or 0.0) * 1000)
     assert deployed.rules() == []
 
 
@@ -160,13 +162,19 @@ def test_rows_are_given_once_and_never_again(deployed: Deployed) -> None:
 
 def test_published_items_keep_their_rows(deployed: Deployed, tmp_path: Path) -> None:
     """The table has never heard of them: the live snapshot tells their rows, and where new ones begin."""
-    write_base(tmp_path, ["a", "b"], {"price": [1.0, 2.0]}, version="s1", spare=5)
+    columns = {"price": [1.0, 2.0], "created_at": np.asarray([np.nan, 7.5])}
+    write_base(tmp_path, ["a", "b"], columns, version="s1", spare=5)
     deployed.objects.upload(tmp_path, "snapshots/s1")
     pointer = Pointer("s1", "snapshots/s1", 1.0)
     deployed.control.move(snapshot_pointer("megashop"), pointer, expected=None)
     deployed.send({"item_id": "new"}, {"item_id": "b", "stock": 4})
     assert {one: entry.row for one, entry in deployed.stored("new", "b").items()} == {"new": 2, "b": 1}
     assert sorted(deployed.rules()) == [("deleted", "b", False), ("stock", "b", True)]
+    deployed.send({"item_id": "a"}, {"item_id": "b", "deleted": True})
+    deployed.send({"item_id": "b", "created_at": 900.0})
+    entries = deployed.stored("a", "b", "new")
+    assert (entries["a"].first_at, entries["b"].first_at) == (None, 7.5)
+    assert entries["new"].first_at == pytest.approx(time.time(), abs=600.0)
 
 
 def test_what_the_rules_must_know_is_stored_with_the_item(deployed: Deployed) -> None:

@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 
 from narrows import networks
-from narrows.adapters.bundle import Serving, load_serving, with_regions
+from narrows.adapters.bundle import Serving, load_serving
 from narrows.adapters.bundled_indexes import RECALL, bound_index, index_files, write_indexes
 from narrows.adapters.faiss import FaissVectorIndex
 from narrows.adapters.memory_vectors import MemoryVectorIndex
+from narrows.adapters.placing import with_newest, with_regions
 from narrows.features.registry import FeatureSet
 from narrows.ranking import ModelManifest, write_manifest
 from narrows.retrieval import Floats, Query, Rows
 from narrows.settings import App, load_app
-from narrows.snapshot import ItemSnapshot, open_base, write_base
+from narrows.snapshot import ItemSnapshot, open_base, write_base, write_delta
 from narrows.sources import als, content, covisitation, session, two_tower
-from narrows.text_vectors import fit_hashed_words
+from narrows.text_vectors import fit_hashed_words, text_marks
+from narrows.vector_index import Where
 from tests.unit.test_sources_learned import query
 
 APPS = Path(__file__).parents[2] / "apps"
@@ -46,13 +48,17 @@ def write_sources(folder: Path) -> None:
     towers = networks.two_tower_weights(rng, content=words.dimension, **shape)
     none, names = np.zeros((0, DIMENSION), np.float32), np.asarray([], "<U1")
     params = two_tower.Params(**shape)
-    two_tower.TwoTower(IDS, vectors(1), names, none, towers, words, params).save(folder / two_tower.FILE)
+    unread = np.full(ITEMS, np.nan)
+    model = two_tower.TwoTower(
+        IDS, vectors(1), vectors(1).astype(np.float16), unread, names, none, towers, words, params
+    )
+    model.save(folder / two_tower.FILE)
     als.Als(IDS, vectors(2), als.Params(dimension=DIMENSION)).save(folder / als.FILE)
     of_session = session.Params(dimension=DIMENSION, blocks=1, heads=2, window=10)
     weights = networks.session_weights(rng, dimension=DIMENSION, blocks=1, heads=2, window=10)
     session.Session(IDS, vectors(3), weights, of_session).save(folder / session.FILE)
     texts = vectors(4)[:, :2] / np.linalg.norm(vectors(4)[:, :2], axis=1, keepdims=True)
-    content.Content(IDS, texts, words, content.Params()).save(folder / content.FILE)
+    content.Content(IDS, texts, unread, words, content.Params()).save(folder / content.FILE)
 
 
 def rows_of(ids: Sequence[str]) -> Rows:
@@ -167,6 +173,42 @@ def test_an_item_that_comes_later_is_found_by_the_index(app: App, made: Path, tm
     found = source.index.search(source.vectors[ITEMS], 1)
     assert found.rows.tolist() == [[ITEMS]] or found.scores[0, 0] == pytest.approx(1.0, abs=1e-3)
     assert len(source.index) == ITEMS + 1
+
+
+@pytest.mark.parametrize("name", ["two_tower", "content"])
+def test_an_item_about_which_something_else_is_written_moves(
+    app: App, made: Path, tmp_path: Path, name: str
+) -> None:
+    """By the next delta, in the table and in the index of the process; where it is sold stays known."""
+    columns = {
+        "text": np.asarray([b""] * ITEMS, "S9"),
+        "text_mark": np.full(ITEMS, np.nan),
+        "regions": np.ones((ITEMS, 1), np.int32),
+    }
+    words = {"regions": ("US", "DE")}
+    write_base(tmp_path / "s", IDS.tolist(), columns, version="s", spare=1, vocabularies=words)
+    serving = load_serving(app, made / "model", tmp_path / "s")
+    before: Any = serving.sources[name]
+    old = before.vectors[[7, 8]].copy()
+    new = {**columns, "text": [b"red shoes"], "text_mark": text_marks(["red shoes"])}
+    delta = {**new, "text": np.asarray(new["text"]), "regions": np.ones((1, 1), np.int32)}
+    write_delta(tmp_path / "d.npz", serving.snapshot, ["i0007"], delta, version="t", vocabularies=words)
+    sources, problems = with_newest(serving.sources, serving.snapshot.apply(tmp_path / "d.npz"))
+    source: Any = sources[name]
+    assert problems == {}
+    assert np.array_equal(source.vectors[8], old[1])
+    assert np.abs(source.vectors[7] - old[0]).max() > 0.01
+    if name == "two_tower":
+        assert source.vectors[7] - old[0] == pytest.approx(
+            source.network.embed(np.asarray([-1]), ["red shoes"])[0], abs=0.01
+        )
+    for region, there in (("DE", True), ("US", False)):
+        found = source.index.search(source.vectors[7], 3, Where({"region": frozenset({region})}))
+        assert (7 in found.rows[0].tolist()) is there
+    exact = source.index.search(source.vectors[7], 300)
+    assert exact.scores[0][exact.rows[0] == 7] == pytest.approx(
+        source.vectors[7] @ source.vectors[7], abs=0.02
+    )
 
 
 def sold(folder: Path, codes: Sequence[int]) -> ItemSnapshot:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from narrows.settings import load_app
 from narrows.snapshot import ItemSnapshot, open_base, write_base, write_delta
 from narrows.sources import two_tower
 from narrows.sources.two_tower import TwoTower
-from narrows.text_vectors import fit_hashed_words
+from narrows.text_vectors import fit_hashed_words, text_marks
 from narrows.vector_index import Attributes, VectorIndex, Where
 
 CATALOGUE = load_app(Path(__file__).parents[2] / "apps" / "shopnow").catalogue
@@ -48,12 +48,14 @@ def no_network(version: str) -> None:
 
 @dataclass(frozen=True)
 class Reading:
-    """A network to which a text is its length, and the version."""
+    """A network to which a text is its length, and the version; it was trained on item "t"."""
 
     version: str
 
-    def embed(self, texts: Sequence[str]) -> Floats:
-        return np.asarray([[len(text), 0 if self.version == "m1" else 1] for text in texts], np.float32)
+    def embed(self, item_ids: Sequence[str], texts: Sequence[str]) -> Floats:
+        place = 0 if self.version == "m1" else 1
+        found = [[len(text), place * bool(text)] for text in texts]
+        return np.asarray(found, np.float32) + 9.0 * (np.asarray(item_ids) == "t")[:, None]
 
 
 def found(index: VectorIndex, where: Where | None = None) -> list[int]:
@@ -83,13 +85,22 @@ def test_the_last_state_counts_and_the_same_again_changes_nothing(versions: Memo
 
 
 def test_what_is_gone_is_found_no_more(versions: MemoryIndexVersions) -> None:
-    """Deleted, or without a vector now because its text is gone."""
-    index_items(
-        [entry("a", 3, [1, 1]), entry("b", 4, [2, 2]), entry("c", 5, [3, 3])], versions, CATALOGUE, no_network
-    )
-    gone = ItemEntry("a", 3, 2, deleted=True)
-    assert index_items([gone, entry("b", 4, [])], versions, CATALOGUE, no_network).deleted == 2
+    """Deleted, or without a vector now because its text is gone; one that was trained on stays without."""
+    batch = [entry("a", 3, [1, 1]), entry("b", 4, [2, 2]), entry("c", 5, [3, 3]), entry("t", 6, [4, 4])]
+    index_items(batch, versions, CATALOGUE, Reading)
+    gone = [ItemEntry("a", 3, 2, deleted=True), entry("b", 4, []), entry("t", 6, [])]
+    assert index_items(gone, versions, CATALOGUE, Reading).deleted == 2
+    assert found(versions.open()) == [6, 5]
+    assert index_items([ItemEntry("t", 6, 3, deleted=True)], versions, CATALOGUE, Reading).deleted == 1
     assert found(versions.open()) == [5]
+
+
+def test_what_cannot_be_read_now_is_not_taken_out(versions: MemoryIndexVersions) -> None:
+    """An item without a vector stays where it was found until the network can say what has become of it."""
+    index_items([entry("b", 4, [2, 2])], versions, CATALOGUE, Reading)
+    indexed = index_items([entry("b", 4, [])], versions, CATALOGUE, no_network)
+    assert (indexed.waiting, indexed.deleted) == (1, 0)
+    assert found(versions.open()) == [4]
 
 
 def test_vectors_of_other_versions_never_meet(versions: MemoryIndexVersions) -> None:
@@ -258,7 +269,10 @@ def network() -> TwoTower:
     }
     vectors = np.asarray([[1, 0, 0], [0, 1, 0]], np.float32)
     nobody = np.empty((0, 3), np.float32)
-    return TwoTower(np.asarray(["a", "b"]), vectors, np.empty(0, str), nobody, weights, encoder, shape)
+    ids, unread = vectors.astype(np.float16), np.full(2, np.nan)
+    return TwoTower(
+        np.asarray(["a", "b"]), vectors, ids, unread, np.empty(0, str), nobody, weights, encoder, shape
+    )
 
 
 def test_a_networks_index_is_whole_before_it_is_live(snapshot: ItemSnapshot) -> None:
@@ -272,6 +286,24 @@ def test_a_networks_index_is_whole_before_it_is_live(snapshot: ItemSnapshot) -> 
     sold = index.search(np.asarray([1, 0, 0], np.float32), 4, Where({"region": frozenset({"AT"})}))
     assert [row for row in sold.rows[0].tolist() if row >= 0] == [0]
     assert build_index(versions, "m1", network(), lambda: snapshot, nothing) == 3
+
+
+def test_a_trained_item_is_placed_by_what_is_written_now(tmp_path: Path) -> None:
+    """Where it is something else than training read: by its id and the new text."""
+    towers = replace(network(), marks=text_marks(["red shoes", "green tea"]))
+    texts = ["red shoes", "red tea"]
+    columns = {"text": np.asarray([one.encode() for one in texts]), "text_mark": text_marks(texts)}
+    write_base(tmp_path, ["a", "b"], columns, version="s1", spare=0)
+    versions = MemoryIndexVersions()
+    assert build_index(versions, "m1", towers, lambda: open_base(tmp_path), nothing) == 2
+    index = versions.open("m1")
+    found = index.search(np.asarray([1, 0, 0], np.float32), 1).scores[0]
+    assert found == pytest.approx(towers.vectors[0, :1])
+    (moved,) = towers.network.embed(np.asarray([1], np.int32), ["red tea"])
+    assert np.abs(moved - towers.vectors[1]).max() > 0.01
+    for axis in np.eye(3, dtype=np.float32):
+        place = index.search(axis, 2).rows[0].tolist().index(1)
+        assert index.search(axis, 2).scores[0][place] == pytest.approx(moved @ axis, abs=1e-5)
 
 
 class Changing:

@@ -96,7 +96,9 @@ def test_items_that_nobody_chose_have_a_vector_of_their_content(trained: Path) -
     model = two_tower.load(trained / "sources" / two_tower.FILE)
     at = {item: place for place, item in enumerate(model.item_ids.tolist())}
     unseen = model.vectors[at["i63"]]
-    assert unseen == pytest.approx(model.embed([CATALOGUE["title"][63]])[0], abs=1e-5)
+    assert unseen == pytest.approx(
+        model.network.embed(np.asarray([-1], np.int32), [CATALOGUE["title"][63]])[0], abs=1e-5
+    )
     assert unseen.any()
     assert "i63" not in session.load(trained / "sources" / session.FILE).item_ids.tolist()
     assert model.segment_names.tolist() == ["DE"]

@@ -17,9 +17,11 @@ from narrows.catalogue import item_columns
 from narrows.control import Pointer, snapshot_pointer
 from narrows.errors import Conflict, SnapshotError
 from narrows.freshening import ItemEntry
+from narrows.item_details import written
 from narrows.settings import App, load_app
 from narrows.snapshot import ItemSnapshot, write_base
 from narrows.snapshot_feed import change_of
+from narrows.text_vectors import text_marks
 
 APPS = Path(__file__).parents[2] / "apps"
 NOW = 1_700_000_000.0
@@ -88,8 +90,8 @@ def shop(tmp_path: Path) -> Shop:
     return Shop(load_app(APPS / "megashop"), tmp_path, FolderObjects(), MemoryControlTable())
 
 
-def entry(item_id: str, row: int, version: int = 1, **values: Any) -> ItemEntry:
-    return ItemEntry(item_id, row, version, values, first_at=NOW)
+def entry(item_id: str, row: int, version: int = 1, *, since: float | None = NOW, **values: Any) -> ItemEntry:
+    return ItemEntry(item_id, row, version, values, first_at=since)
 
 
 def test_a_new_item_and_a_changed_one_are_in_the_next_version(shop: Shop) -> None:
@@ -107,6 +109,8 @@ def test_a_new_item_and_a_changed_one_are_in_the_next_version(shop: Shop) -> Non
     assert after.rows(["a", "b", "c"]).tolist() == [0, 1, 2]
     assert after.columns["price"].tolist() == [4.0, 3.0, 2.0]
     assert after.columns["title"].tolist() == [b"A2", b"B", b"C"]
+    assert np.array_equal(after.columns["text_mark"], text_marks(written(after, [0, 1, 2])))
+    assert len(set(after.columns["text_mark"].tolist())) == 3
     words = after.vocabulary("category")
     assert [words[code] for code in after.columns["category_all"][2][:2]] == ["y", "new"]
     np.testing.assert_array_equal(after.columns["created_at"], [5.0, np.nan, NOW])
@@ -136,8 +140,20 @@ def test_a_deleted_item_keeps_its_row_and_nothing_else(shop: Shop) -> None:
     assert gone.rows(["c"]).tolist() == [2]
     assert np.isnan(gone.columns["created_at"][2])
     assert np.isnan(gone.columns["price"][2])
-    publisher.publish([entry("c", 2, 3, title="C", created_at=NOW)])
-    assert shop.read().columns["created_at"][2] == NOW
+    publisher.publish([entry("c", 2, 3, title="C", created_at=5.0)])
+    assert shop.read().columns["created_at"][2] == 5.0
+
+
+def test_who_says_no_time_was_there_since_it_was_stored(shop: Shop) -> None:
+    """Also after it was gone, or said a wrong one; a published one without a time is never taken as new."""
+    shop.put_base()
+    publisher = shop.publisher()
+    for before in (replace(entry("c", 2), deleted=True), entry("c", 2, title="C", created_at=5.0)):
+        publisher.publish([before])
+        publisher.publish([entry("c", 2, title="C"), entry("b", 1, since=None, title="B", price=9.0)])
+        found = shop.read()
+        np.testing.assert_array_equal(found.columns["created_at"][1:], [np.nan, NOW])
+        assert found.columns["price"][1] == 9.0
 
 
 def test_rows_of_another_shard_may_come_first(shop: Shop) -> None:

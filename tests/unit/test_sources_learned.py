@@ -16,7 +16,7 @@ from narrows.retrieval import Floats, Query, Rows
 from narrows.sources import session, two_tower
 from narrows.sources.session import Session
 from narrows.sources.two_tower import TwoTower
-from narrows.text_vectors import fit_hashed_words
+from narrows.text_vectors import fit_hashed_words, text_marks
 
 ITEMS, SIZE, DIMENSION = 20, 30, 8
 IDS = np.asarray([f"{item:02}" for item in range(ITEMS)])
@@ -65,7 +65,8 @@ def towers() -> TwoTower:
     vectors = generator.normal(size=(ITEMS, DIMENSION)).astype(np.float32)
     vectors[18] = 0.0
     segments = generator.normal(size=(2, DIMENSION)).astype(np.float32)
-    return TwoTower(IDS, vectors, np.asarray(["DE", "US"]), segments, weights, encoder, params)
+    ids, unread = vectors.astype(np.float16), np.full(ITEMS, np.nan)
+    return TwoTower(IDS, vectors, ids, unread, np.asarray(["DE", "US"]), segments, weights, encoder, params)
 
 
 @pytest.fixture(scope="module")
@@ -129,23 +130,41 @@ def test_signals_of_two_towers(towers: TwoTower) -> None:
 
 def test_a_new_item_has_a_vector_from_what_is_written(towers: TwoTower) -> None:
     """The content alone, through the item network; two texts of the same words have the same vector."""
-    one, other, nothing = towers.embed(["red shoes", "shoes, RED!", ""])
+    unknown = np.full(3, -1, np.int32)
+    one, other, nothing = towers.network.embed(unknown, ["red shoes", "shoes, RED!", ""])
     assert one == pytest.approx(other)
     assert one == pytest.approx(towers.encoder.encode(["red shoes"])[0] @ towers.weights["item.content"])
     assert not nothing.any()
 
 
-def test_a_row_that_comes_later_gets_a_vector_by_its_text(towers: TwoTower) -> None:
-    """Where the table has a line for it and the text says something; others stay as they are."""
+def test_a_trained_item_keeps_what_its_id_says(towers: TwoTower) -> None:
+    """Whatever is written about it now; without a word it has that alone."""
+    items = np.asarray([3, 3, -1], np.int32)
+    red, silent, unknown = towers.network.embed(items, ["red shoes", "", "red shoes"])
+    assert silent == pytest.approx(towers.ids[3].astype(np.float32))
+    assert red == pytest.approx(silent + unknown, abs=1e-6)
+    assert np.abs(red - unknown).max() > 0.1
+
+
+def test_a_row_gets_a_vector_by_its_text(towers: TwoTower) -> None:
+    """Where the table has a line for it and anything is known of it; so does the index, and others stay."""
     source = towers.bind(rows_of, SIZE)
     index = MemoryVectorIndex("v1", DIMENSION)
+    index.upsert(np.asarray([5, 6, 25], np.int32), np.ones((3, DIMENSION), np.float32))
     before = source.vectors.copy()
     rows = np.asarray([24, 5, 25, 77, -1], np.int32)
     source.searching(index).place(rows, ["red shoes", "red shoes", "", "tea", "tea"])
     assert np.flatnonzero(~np.isnan(source.vectors[:, 0])).tolist() == [*range(5, 23), 24]
-    assert source.vectors[24] == pytest.approx(towers.embed(["red shoes"])[0])
-    assert np.array_equal(source.vectors[5], before[5])
-    assert index.search(np.ones(DIMENSION, np.float32), 9).rows[0, :2].tolist() == [24, -1]
+    expected = towers.network.embed(source.items[rows[:2]], ["red shoes"] * 2)
+    assert source.vectors[[24, 5]] == pytest.approx(expected)
+    assert np.abs(source.vectors[5] - before[5]).max() > 0.01
+    assert np.array_equal(source.vectors[6], before[6])
+    assert index.search(source.vectors[5], 9).scores[0, :3] == pytest.approx(
+        np.sort([expected[0] @ expected[1], expected[1] @ expected[1], expected[1].sum()])[::-1], abs=1e-4
+    )
+    assert sorted(index.search(np.ones(DIMENSION, np.float32), 9).rows[0, :3].tolist()) == [5, 6, 24]
+    marks = text_marks(["red shoes", "red shoes", ""])
+    assert np.array_equal(source.placed.marks[rows[:3]], marks, equal_nan=True)
     assert 24 in source.retrieve(query([5]), SIZE).rows
     source.place(np.empty(0, np.int32), [])
 
@@ -159,7 +178,10 @@ def test_saved_models_answer_the_same(towers: TwoTower, sessions: Session, tmp_p
         assert loaded.params == model.params
         before, after = (one.bind(rows_of, SIZE).score(asked, rows) for one in (model, loaded))
         assert np.array_equal(before, after, equal_nan=True)
-    assert np.array_equal(two_tower.load(tmp_path / two_tower.FILE).embed(["red"]), towers.embed(["red"]))
+    asked_for = np.asarray([3], np.int32), ["red"]
+    kept = two_tower.load(tmp_path / two_tower.FILE)
+    assert np.array_equal(kept.network.embed(*asked_for), towers.network.embed(*asked_for))
+    assert np.array_equal(kept.marks, towers.marks, equal_nan=True)
     with pytest.raises(BundleError, match="lacks"):
         session.load(tmp_path / two_tower.FILE)
 

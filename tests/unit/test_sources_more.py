@@ -10,7 +10,7 @@ import pytest
 from narrows.interactions import Interactions, interactions_of
 from narrows.retrieval import Query, Rows
 from narrows.sources import bought_together, content, trending
-from narrows.text_vectors import fit_hashed_words
+from narrows.text_vectors import fit_hashed_words, text_marks
 
 HOUR = 3600.0
 
@@ -135,7 +135,10 @@ def test_content_offers_what_is_written_alike(tmp_path: Path) -> None:
     texts = ["red shoes", "blue shoes", "green tea", "black tea", "shoes and socks", ""]
     encoder = fit_hashed_words(texts, np.random.default_rng(0))
     ids = np.asarray([str(at) for at in range(6)])
-    content.Content(ids, encoder.encode(texts), encoder, content.Params()).save(tmp_path / content.FILE)
+    marks = text_marks(texts)
+    content.Content(ids, encoder.encode(texts), marks, encoder, content.Params()).save(
+        tmp_path / content.FILE
+    )
     source = content.load(tmp_path / content.FILE).bind(rows_by_number, 8)
     found = source.retrieve(query([0], exclude=(0,)), 8)
     assert set(found.rows[:2].tolist()) == {1, 4}
@@ -145,8 +148,11 @@ def test_content_offers_what_is_written_alike(tmp_path: Path) -> None:
         [1.0, np.nan, np.nan, np.nan], nan_ok=True
     )
     assert len(source.retrieve(query([5, 7]), 3).rows) == 0
-    source.place(np.asarray([7], np.int32), ["old shoes"])
-    assert 7 in source.retrieve(query([0], exclude=(0,)), 4).rows
+    source.place(np.asarray([7, 1, 3], np.int32), ["old shoes", "", "black shoes"])
+    found = source.retrieve(query([0], exclude=(0,)), 4)
+    assert {3, 7} <= set(found.rows.tolist())
+    assert 1 not in found.rows
+    assert np.isnan(source.score(query([0]), np.asarray([1], np.int32)))
 
 
 def test_saved_counts_answer_the_same(tmp_path: Path) -> None:

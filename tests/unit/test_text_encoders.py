@@ -24,7 +24,7 @@ from narrows.retrieval import Floats
 from narrows.settings import load_app
 from narrows.snapshot import ItemSnapshot, open_base, write_base
 from narrows.sources import content, two_tower
-from narrows.sources.rows import save_arrays
+from narrows.sources.rows import PlacedVectors, save_arrays
 from narrows.text_settings import TextSettings
 from narrows.text_vectors import TextEncoder, fit_hashed_words
 from tests.encoder_files import DIMENSION, WORDS, word_vectors, write_encoder
@@ -293,7 +293,9 @@ class TestModels:
         none = np.zeros((0, 4), np.float32)
         params = two_tower.Params(dimension=4, history=2, hidden=2)
         names = np.asarray([], "<U1")
-        model = two_tower.TwoTower(names, none, names, none, weights, onnx(files), params)
+        model = two_tower.TwoTower(
+            names, none, none.astype(np.float16), np.zeros(0), names, none, weights, onnx(files), params
+        )
         model.save(tmp_path / two_tower.FILE)
         return tmp_path / two_tower.FILE
 
@@ -301,8 +303,9 @@ class TestModels:
         self, trained: Path, files: tuple[Path, Path]
     ) -> None:
         """Found again by its fingerprint, it gives what training would have given."""
-        network = two_tower.load(trained).reading(onnx(files))
-        assert network.embed(["red tea"])[0] == pytest.approx(mean_of("red", "tea")[:4], abs=1e-6)
+        network = two_tower.load(trained).reading(onnx(files)).network
+        unknown = np.asarray([-1], np.int32)
+        assert network.embed(unknown, ["red tea"])[0] == pytest.approx(mean_of("red", "tea")[:4], abs=1e-6)
 
     @pytest.mark.parametrize("other", ["none", "tokens", "endpoint"])
     def test_no_other_encoder_may_read_them(
@@ -314,9 +317,9 @@ class TestModels:
             "tokens": onnx(files, tokens=9),
             "endpoint": asking("http://127.0.0.1:1", dimension=DIMENSION),
         }
-        network = two_tower.load(trained).reading(others[other])
+        network = two_tower.load(trained).reading(others[other]).network
         with pytest.raises(EncoderMismatch, match=r"'onnx:\w+'.*set it back, or train again"):
-            network.embed(["red tea"])
+            network.embed(np.asarray([-1], np.int32), ["red tea"])
 
     def test_a_model_that_carries_its_words_goes_on_with_them(
         self, tmp_path: Path, files: tuple[Path, Path]
@@ -324,13 +327,13 @@ class TestModels:
         """After the app was told to use another encoder, until the next training."""
         words = fit_hashed_words(["red shoes", "green tea"] * 3, np.random.default_rng(0), dimension=2)
         ids, said = np.asarray(["a"]), words.encode(["red"])
-        content.Content(ids, said, words, content.Params()).save(tmp_path / content.FILE)
+        content.Content(ids, said, np.zeros(1), words, content.Params()).save(tmp_path / content.FILE)
         kept = content.load(tmp_path / content.FILE).reading(onnx(files))
         assert kept.encoder.encode(["red"]) == pytest.approx(said)
 
     def test_a_file_without_any_encoder_is_told(self, tmp_path: Path) -> None:
         """An older or a foreign file."""
-        arrays = {"item_ids": np.asarray(["a"]), "vectors": np.ones((1, 2))}
+        arrays = {"item_ids": np.asarray(["a"]), "vectors": np.ones((1, 2)), "marks": np.zeros(1)}
         save_arrays(tmp_path / "x.npz", arrays, content.Params())
         with pytest.raises(BundleError, match=r"x\.npz does not say which text encoder"):
             content.load(tmp_path / "x.npz")
@@ -349,7 +352,7 @@ class Moody:
     def __init__(self) -> None:
         self.error: Exception | None = None
 
-    def embed(self, texts: Sequence[str]) -> Floats:
+    def embed(self, _: Sequence[str], texts: Sequence[str]) -> Floats:
         if self.error:
             raise self.error
         return np.asarray([[0.0, 0.0] if "xyzzy" in text else [1.0, 1.0] for text in texts], np.float32)
@@ -413,7 +416,8 @@ class TestPlacing:
 
     def source(self, encoder: TextEncoder) -> content.ContentSource:
         """A source that knows none of the items yet."""
-        return content.ContentSource(np.full((3, DIMENSION), np.nan, np.float32), encoder, content.Params())
+        placed = PlacedVectors(np.full((3, DIMENSION), np.nan, np.float32), np.full(3, np.nan))
+        return content.ContentSource(placed, encoder, content.Params())
 
     def test_new_items_are_read(self, snapshot: ItemSnapshot, files: tuple[Path, Path]) -> None:
         """Those that say something get their vectors, the others stay without one."""

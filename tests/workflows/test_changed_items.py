@@ -33,9 +33,11 @@ def shop() -> App:
     return load_app(Path(__file__).parents[2] / "apps" / "megashop")
 
 
-def entry(item_id: str, version: int, *, deleted: bool = False, **values: Any) -> ItemEntry:
+def entry(
+    item_id: str, version: int, *, deleted: bool = False, since: float | None = NOW - 60.0, **values: Any
+) -> ItemEntry:
     """An item as the table's stream tells of it."""
-    return ItemEntry(item_id, 0, version, values, deleted, first_at=NOW - 60.0)
+    return ItemEntry(item_id, 0, version, values, deleted, first_at=since)
 
 
 class Place:
@@ -81,7 +83,7 @@ def test_new_changed_and_deleted_items_are_as_they_are_now(place: Place) -> None
     """A new one is there, a changed one replaces its published row whole, a deleted one is gone."""
     place.publish(PUBLISHED)
     place.land(entry("new", 1, title="New", category=["c"], price=1.0, created_at=77.0))
-    place.land(entry("old", 5, title="Old 5", price=4), entry("sold", 2, deleted=True))
+    place.land(entry("old", 5, title="Old 5", price=4, since=10.0), entry("sold", 2, deleted=True))
     assert place.keep() == {"item_lines": 3, "items_changed": 3}
     found = place.catalogue()
     assert found.keys() == {"new", "old"}
@@ -137,7 +139,7 @@ def test_what_is_published_decides_the_types(place: Place) -> None:
         [{"item_id": 7, "category": "a|b", "price": "5", "created_at": datetime(2020, 1, 1, tzinfo=UTC)}]
     )
     place.land(entry("8", 1, category=["c", "d"], price=2.5, created_at=NOW, title="left out"))
-    place.land(entry("7", 1, category=["e"]), entry("9", 1))
+    place.land(entry("7", 1, category=["e"], since=None), entry("9", 1))
     place.keep()
     found = place.catalogue()
     assert found["8"] == {

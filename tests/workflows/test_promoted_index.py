@@ -17,7 +17,8 @@ import pytest
 
 from narrows.adapters.bundle import Serving, parts_of
 from narrows.adapters.control import DynamoControlTable
-from narrows.adapters.item_encoder import KeptEncoders
+from narrows.adapters.item_encoder import KeptEncoders, LiveEncoder
+from narrows.adapters.memory import MemoryItemTable, MemoryPolicyLog
 from narrows.adapters.opensearch import connect
 from narrows.adapters.opensearch_versions import OpenSearchIndexVersions, index_versions
 from narrows.adapters.refreshing import Cellar, Live
@@ -26,7 +27,7 @@ from narrows.adapters.snapshots import SnapshotCopy
 from narrows.adapters.tables import write_training_data
 from narrows.control import Pointer, model_pointer, snapshot_pointer
 from narrows.errors import StoreUnavailable
-from narrows.freshening import ItemEntry
+from narrows.freshening import ItemEntry, freshen
 from narrows.indexing import Indexed, index_items
 from narrows.settings import load_app
 from narrows.snapshot import write_base
@@ -172,6 +173,34 @@ def test_what_is_promoted_is_searched(region: Region, bundle: Path) -> None:
     assert found >= 0.97 * 200
 
 
+def test_an_item_whose_price_changes_is_found_as_before(region: Region, bundle: Path) -> None:
+    """Its vector has what training learned of its id, whoever makes it anew; without a word it stays too."""
+    region.promote(bundle, "run-1", 0.3)
+    serving = region.served()
+    source = parts_of(serving)["sources"]["two_tower"]
+    asked = [query(serving.snapshot.rows([f"i{item}", f"i{item + 1}"]).tolist()) for item in range(20)]
+    before = [source.retrieve(one, 10) for one in asked]
+    table, live = (
+        MemoryItemTable(MemoryPolicyLog()),
+        LiveEncoder("shopnow", region.control, region.objects.get),
+    )
+    ids, titles = CATALOGUE["item_id"][:40], CATALOGUE["title"][:40]
+    items = [{"item_id": one, "title": title, "price": 9.5} for one, title in zip(ids, titles, strict=True)]
+    verdicts = freshen(
+        items, app=APP, table=table, published=lambda: serving.snapshot, encoder=live.current(), now=1.0
+    )
+    assert {one.status for one in verdicts} == {"accepted"}
+    sent = table.read(ids)
+    unread = [replace(sent[one], vector=b"", vector_version="") for one in ids[20:]]
+    assert region.items(*(sent[one] for one in ids[:20]), *unread).upserted == 40
+    for one, found in zip(asked, before, strict=True):
+        again = source.retrieve(one, 10)
+        assert again.rows.tolist() == found.rows.tolist()
+        assert again.scores == pytest.approx(found.scores, abs=1e-4)
+    silent = replace(unread[0], values={})
+    assert (region.items(silent).upserted, region.finds("run-1", silent.row)) == (1, True)
+
+
 def test_the_next_model_takes_over_with_an_index_of_its_own(region: Region, bundle: Path) -> None:
     """Whoever still serves the former one opens the former index; the two never meet."""
     region.promote(bundle, "run-1", 0.3)
@@ -196,7 +225,7 @@ def test_what_comes_while_a_model_is_promoted_is_in_both_indexes(region: Region,
     by_then, between, after = first + 1, first + 2, first + 3
 
     def entry(row: int, version: str) -> ItemEntry:
-        vector = network.embed([title])[0].tobytes()
+        vector = network.embed([f"at-{row}"], [title])[0].tobytes()
         return ItemEntry(f"at-{row}", row, 1, {"title": title}, vector=vector, vector_version=version)
 
     def meanwhile(function: ModuleType) -> None:
