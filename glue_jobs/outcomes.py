@@ -17,7 +17,10 @@ NEGATIVES = 4
 
 
 def interactions(events: DataFrame, types: Mapping[str, EventType], as_of: float) -> DataFrame:
-    """What visitors did with items, oldest first for each visitor; `weight` is what the type is worth."""
+    """What visitors did with items, oldest first for each visitor; `weight` is what the type is worth.
+
+    `segment` is where they were: the context's location, by which requests name it as well.
+    """
     ripe_at = F.col("time") + _of_type(types, lambda one: one.matures_after_s)
     return (
         events.withColumn("weight", label(types))
@@ -31,6 +34,7 @@ def interactions(events: DataFrame, types: Mapping[str, EventType], as_of: float
             "weight",
             "recommendation_id",
             (ripe_at <= as_of).alias("mature"),
+            F.element_at("texts", "location").alias("segment"),
         )
         .repartition("user_id")
         .sortWithinPartitions("user_id", "time")

@@ -27,6 +27,7 @@ INTERACTION_NAMES: Mapping[str, tuple[str, ...]] = {
     ),
     "event_type": _words("event_type event type action behavior behaviour behavior_type interaction"),
     "event_value": _words("event_value value rating score stars fraction"),
+    "location": _words("location country country_code region"),
 }
 CATALOGUE_NAMES: Mapping[str, tuple[str, ...]] = {
     "categories": _words("categories category genres genre category_l1 tags department topics topic"),

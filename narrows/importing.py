@@ -58,7 +58,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Accepted:
-    """Interactions that passed; times are epoch seconds, a value is nan where the row has none."""
+    """Interactions that passed; times are epoch seconds, a value is nan where the row has none.
+
+    `locations` are where the users were, None where a row does not tell.
+    """
 
     user_ids: Sequence[str]
     item_ids: Sequence[str]
@@ -66,6 +69,7 @@ class Accepted:
     event_types: Sequence[str]
     values: Doubles
     weights: Doubles
+    locations: Sequence[str | None]
 
 
 @dataclass
@@ -147,7 +151,16 @@ def judge_interactions(
     tally.unknown_types.update({name: count for name, count in counted.items() if name not in labels})
     weights = np.array([labels.get(name, 1.0) for name in types], dtype=np.float64)
     accepted_users, accepted_items = [users[i] or "" for i in kept], [items[i] or "" for i in kept]
-    return Accepted(accepted_users, accepted_items, times[kept], types, values[kept], weights), reasons
+    places = _locations(rows, columns, kept)
+    return Accepted(
+        accepted_users, accepted_items, times[kept], types, values[kept], weights, places
+    ), reasons
+
+
+def _locations(rows: Rows, columns: ColumnMap, kept: Sequence[int]) -> list[str | None]:
+    name = columns.columns.get("location")
+    found = identifiers(rows.columns[name]) if name else [None] * len(rows.lines)
+    return [None if _bad_id(found[i]) else found[i] for i in kept]
 
 
 def judge_entities(rows: Rows, key: str, seen_ids: set[str], seen: set[bytes]) -> dict[int, str]:

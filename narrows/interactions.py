@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ class Interactions:
     """Events with an item and a positive worth, sorted by user, then time, then the order they came in.
 
     `users` and `items` int32[n] point into `user_ids` and `item_ids`; `times` are epoch seconds; `weights`
-    are the labels of the event types. Users and items without any event are allowed.
+    are the labels of the event types. Users and items without any event are allowed. `segments` names each
+    user's segment, "" for none; None where nothing is known of any.
     """
 
     users: NDArray[np.int32]
@@ -23,6 +24,7 @@ class Interactions:
     weights: NDArray[np.float32]
     user_ids: NDArray[Any]
     item_ids: NDArray[Any]
+    segments: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -43,14 +45,12 @@ class Interactions:
 
     def keep(self, chosen: NDArray[Any]) -> Interactions:
         """The chosen events (mask or ascending positions) under the same ids, so indices stay comparable."""
-        return Interactions(
-            self.users[chosen],
-            self.items[chosen],
-            self.times[chosen],
-            self.weights[chosen],
-            self.user_ids,
-            self.item_ids,
-        )
+        columns = {name: getattr(self, name)[chosen] for name in ("users", "items", "times", "weights")}
+        return replace(self, **columns)
+
+    def segment(self, user: int) -> str:
+        """The segment of a user by number, "" where it is not known."""
+        return "" if self.segments is None else str(self.segments[user])
 
     def places_from_end(self) -> NDArray[np.int64]:
         """int64[n]: 0 for each user's last event, 1 for the one before it."""

@@ -19,7 +19,7 @@ from narrows.settings import App, Catalogue
 from narrows.simulator import Market
 
 Sent = Mapping[str, Any]
-COLUMNS = ("user_id", "item_id", "time", "event_type", "value", "weight")
+COLUMNS = ("user_id", "item_id", "time", "event_type", "value", "weight", "segment")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ def tables_of(plan: MarketPlan, market: Market, app: App) -> MarketTables:
                 one["event_type"],
                 one.get("event_value"),
                 app.events[one["event_type"]].label,
+                one.get("context", {}).get("location"),
             )
             for name, value in zip(COLUMNS, row, strict=True):
                 columns[name].append(value)

@@ -62,7 +62,6 @@ class TrainingSet:
     holdout: Interactions
     replay: Interactions
     items: TableItems
-    segments: Sequence[str] | None
     labels: int
     left_out: Mapping[str, int]
     texts: Sequence[str] = ()
@@ -105,7 +104,6 @@ def read(container: Container) -> TrainingSet:
         log.last_out(1)[0],
         log.last_out(1 + labels)[0],
         TableItems(columns, vocabularies),
-        data.segments,
         labels,
         data.left_out,
         texts,

@@ -49,6 +49,7 @@ INTERACTIONS = pa.schema(
         ("event_type", pa.string()),
         ("value", pa.float64()),
         ("weight", pa.float64()),
+        ("segment", pa.string()),
     ]
 )
 
@@ -301,7 +302,8 @@ def _write_sensitive(path: Path, columns: Mapping[str, Column]) -> None:
 def _interactions_table(accepted: Accepted) -> pa.Table:
     values = pa.array(accepted.values, mask=np.isnan(accepted.values))
     columns = [accepted.user_ids, accepted.item_ids, accepted.times, accepted.event_types]
-    return pa.table([*map(pa.array, columns), values, pa.array(accepted.weights)], schema=INTERACTIONS)
+    last = [values, pa.array(accepted.weights), pa.array(accepted.locations, pa.string())]
+    return pa.table([*map(pa.array, columns), *last], schema=INTERACTIONS)
 
 
 def _catalogue_arrays(

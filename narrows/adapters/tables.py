@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ class TrainingData:
 
     interactions: Interactions
     items: Mapping[str, Sequence[Any]]
-    segments: Sequence[str] | None
     left_out: Mapping[str, int]
 
 
@@ -31,7 +30,7 @@ def read_training_data(directory: Path) -> TrainingData:
     """Read `interactions/` and, where it is there, `items/`.
 
     Events without a user, an item, a time or a positive weight are left out and counted. A `segment` column
-    of the interactions gives each user the segment of the last event.
+    of the interactions gives each user the segment of the last event that tells one.
     """
     table = _table(directory / "interactions", ("user_id", "item_id", "time"))
     if table is None:
@@ -81,20 +80,21 @@ def _training_data(table: Any, items: Mapping[str, Sequence[Any]]) -> TrainingDa
     }
     weights[nameless] = 0.0
     interactions = coded_interactions(users, rows, when, weights, user_ids, item_ids)
-    return TrainingData(interactions, items, _segments(table, users, when, len(user_ids)), left_out)
+    segments = _segments(table, users, when, len(user_ids))
+    return TrainingData(replace(interactions, segments=segments), items, left_out)
 
 
 def _segments(
     table: Any, users: NDArray[np.int64], times: NDArray[np.float64], count: int
-) -> Sequence[str] | None:
+) -> NDArray[np.str_] | None:
     if "segment" not in table.column_names:
         return None
     names = np.asarray(pc.fill_null(table.column("segment").cast(pa.string()), "").to_pylist(), str)
     segments = np.zeros(count, names.dtype)
     order = np.argsort(times, kind="stable")
-    order = order[users[order] >= 0]
+    order = order[(users[order] >= 0) & (names[order] != "")]
     segments[users[order]] = names[order]
-    return list(segments.tolist())
+    return segments if len(order) else None
 
 
 def _numbers(column: Any) -> NDArray[np.float64]:

@@ -17,10 +17,10 @@ from narrows.cli.places import Places
 DESCRIPTION = """\
 Read interactions, items and users from a folder (or interactions from one file) as CSV, CSV.gz or Parquet.
 
-Columns are USER_ID, ITEM_ID, TIMESTAMP[, EVENT_TYPE, EVENT_VALUE], in any case; other usual names are
-recognised, and the report says which. A row that cannot be used is counted by reason and listed with its line
-in the quarantine folder. Columns such as GENDER or AGE are put aside unless you allow them by name."""
-COLUMNS = ("user_id", "item_id", "timestamp", "event_type", "event_value")
+Columns are USER_ID, ITEM_ID, TIMESTAMP[, EVENT_TYPE, EVENT_VALUE, LOCATION], in any case; other usual names
+are recognised, and the report says which. A row that cannot be used is counted by reason and listed with its
+line in the quarantine folder. Columns such as GENDER or AGE are put aside unless you allow them by name."""
+COLUMNS = ("user_id", "item_id", "timestamp", "event_type", "event_value", "location")
 
 
 def add(commands: Any) -> None:

@@ -59,6 +59,7 @@ class Cases:
             seeds=NO_ROWS,
             now=float(self.log.times[at]),
             surface="",
+            segment=self.log.segment(int(self.log.users[at])),
             exclude=np.unique(self.log.items[begin:at]) if self.mask_seen else NO_ROWS,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +65,13 @@ def load(path: Path) -> Popular:
     return Popular(arrays["item_ids"], tuple(arrays["segments"].tolist()), arrays["shares"], Params(**params))
 
 
-def fit(interactions: Interactions, params: Params, segments: Sequence[str] | None = None) -> Popular:
-    """Count decayed events; `segments` names each user's segment, in the order of the user ids."""
+def fit(interactions: Interactions, params: Params) -> Popular:
+    """Count decayed events, everyone's and those of the users of each segment."""
     weights = decayed(interactions, params.half_life_s)
     counts = np.bincount(interactions.items, weights=weights, minlength=interactions.item_count)
     everyone = counts / max(float(counts.sum()), 1e-12)
     names, shares = [""], [everyone]
-    for name, chosen in busiest(interactions, segments, params.most_segments):
+    for name, chosen in busiest(interactions, params.most_segments):
         held = np.bincount(
             interactions.items[chosen], weights=weights[chosen], minlength=interactions.item_count
         )
@@ -89,13 +88,11 @@ def decayed(interactions: Interactions, half_life_s: float) -> NDArray[np.float6
     return np.asarray(weights * 0.5 ** ((interactions.times.max() - interactions.times) / half_life_s))
 
 
-def busiest(
-    interactions: Interactions, segments: Sequence[str] | None, most: int
-) -> list[tuple[str, NDArray[np.bool_]]]:
+def busiest(interactions: Interactions, most: int) -> list[tuple[str, NDArray[np.bool_]]]:
     """(name, which events are of it) of the segments with the most events, at most `most`."""
-    if segments is None:
+    if interactions.segments is None:
         return []
-    each = np.asarray(segments, str)[interactions.users]
+    each = interactions.segments[interactions.users]
     names, counts = np.unique(each, return_counts=True)
     order = [name for name in names[np.argsort(-counts, kind="stable")].tolist() if name]
     return [(name, each == name) for name in order[:most]]

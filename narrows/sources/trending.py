@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,14 +52,11 @@ def load(path: Path) -> Trending:
     return Trending(arrays["item_ids"], tuple(arrays["segments"].tolist()), arrays["rises"], Params(**params))
 
 
-def fit(interactions: Interactions, params: Params, segments: Sequence[str] | None = None) -> Trending:
-    """Compare what was counted lately with what each item's share of all events lets expect.
-
-    `segments` names each user's segment, in the order of the user ids.
-    """
+def fit(interactions: Interactions, params: Params) -> Trending:
+    """Compare what was counted lately with what each item's share of all events lets expect, by segment."""
     lately = popular.decayed(interactions, params.half_life_s)
     everyone = np.ones(len(interactions), bool)
-    groups = [("", everyone), *popular.busiest(interactions, segments, params.most_segments)]
+    groups = [("", everyone), *popular.busiest(interactions, params.most_segments)]
     rises = [_rises(interactions, lately, chosen) for _, chosen in groups]
     names = tuple(name for name, _ in groups)
     return Trending(interactions.item_ids, names, np.asarray(rises, np.float32), params)

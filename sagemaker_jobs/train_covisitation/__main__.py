@@ -58,7 +58,7 @@ def train(container: Container) -> None:
         target = container.model / folder
         target.mkdir(exist_ok=True)
         covisitation.fit(events, tuned.params).save(target / covisitation.FILE)
-        slates = popular.fit(events, shares, data.segments)
+        slates = popular.fit(events, shares)
         slates.save(target / popular.FILE)
         statistics.fit(events, recent).save(target / statistics.FILE)
         write_json(target / SEGMENTS_FILE, slates.slates(SLATE))

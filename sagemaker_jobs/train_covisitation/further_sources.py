@@ -61,7 +61,7 @@ def _bought_together(data: TrainingSet, held: Cases) -> Tuned:
 def _trending(data: TrainingSet, held: Cases) -> Tuned:
     tried = [trending.Params(half_life_s=max(share * span(data.replay), 1.0)) for share in LATELY]
     params = best_of(tried, partial(trending.fit, data.replay), data, held)
-    return Tuned(params, lambda events: trending.fit(events, params, data.segments))
+    return Tuned(params, lambda events: trending.fit(events, params))
 
 
 def _content(data: TrainingSet, seed: int) -> Tuned:

@@ -34,6 +34,7 @@ DROPPED = 0.1
 UNKNOWN_ID = 0.05
 """How often an item has to do without its id, so that its content learns to speak for it."""
 START = 0.05
+SEGMENT_USERS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +124,21 @@ def towers(data: TrainingSet, seed: int) -> Towers:
     """Code items and segments, and fit the encoder of what is written about items."""
     catalogue = Catalogue.of(data.log)
     encoder = data.encoder(seed)
-    each = np.asarray(data.segments if data.segments else [""] * data.log.user_count, str)
-    names = np.unique(each[each != ""])
-    segments = np.where(each == "", len(names), np.searchsorted(names, each)).astype(np.int32)
+    names, segments = _segments(data.log)
     counts = catalogue.counts(data.log)
     content = encoder.encode(data.texts)
     marks = text_marks(data.texts)
     return Towers(data.log, catalogue, encoder, content, marks, names, segments, sampler(counts), Params())
+
+
+def _segments(log: Interactions) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    """The segments of at least `SEGMENT_USERS` users, and that of each user, one behind them for none."""
+    each = np.zeros(log.user_count, "U1") if log.segments is None else log.segments
+    names, counts = np.unique(each[np.unique(log.users)], return_counts=True)
+    names = names[(names != "") & (counts >= SEGMENT_USERS)]
+    at = np.minimum(np.searchsorted(names, each), max(len(names) - 1, 0))
+    known = names[at] == each if len(names) else np.zeros(len(each), np.bool_)
+    return names, np.where(known, at, len(names)).astype(np.int32)
 
 
 def _dropping(keys: list[Any]) -> Drop:

@@ -54,7 +54,7 @@ def training_set(folder: Path, rows: dict[str, list[object]]) -> TrainingSet:
     (folder / "interactions").mkdir(parents=True)
     pq.write_table(pa.table(rows), folder / "interactions" / "0.parquet")
     log = read_training_data(folder).interactions
-    return TrainingSet(log, log, log, TableItems({}, {}), None, 3, {})
+    return TrainingSet(log, log, log, TableItems({}, {}), 3, {})
 
 
 def test_a_files_events_give_the_values_of_just_before(tmp_path: Path) -> None:

@@ -100,9 +100,13 @@ def test_accepted_rows_carry_the_apps_labels(tmp_path: Path) -> None:
         "event_type": "view",
         "value": 1.5,
         "weight": 1.0,
+        "segment": None,
     }
     strange = {"user_id": "u2", "item_id": "i2", "time": 1600000012.0, "event_type": "hover"}
-    assert _rows(data, "interactions") == [known, {**strange, "value": None, "weight": 1.0}]
+    assert _rows(data, "interactions") == [
+        known,
+        {**strange, "value": None, "weight": 1.0, "segment": None},
+    ]
     assert report["interactions"]["unknown_event_types"] == {"hover": 1}
 
 
@@ -145,6 +149,15 @@ def test_columns_with_other_names_are_recognised_and_reported(tmp_path: Path) ->
         ("view", 1433221332.117),
         ("purchase", 1433221332.118),
     ]
+
+
+def test_where_users_were_is_their_segment(tmp_path: Path) -> None:
+    """Under any usual name; one that no id could be is none."""
+    text = "user_id,item_id,timestamp,country\nu1,i1,1433221332,DE\nu2,i1,1433221333,\n"
+    text += f"u3,i1,1433221334,{'x' * 300}\n"
+    report, data = _run(_folder(tmp_path, {"interactions.csv": text}), tmp_path)
+    assert report["interactions"]["inferred"] == {"location": "country"}
+    assert [row["segment"] for row in _rows(data, "interactions")] == ["DE", None, None]
 
 
 def test_columns_may_be_given_by_name(tmp_path: Path) -> None:

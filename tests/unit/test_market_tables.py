@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from narrows.market import COUNTRIES
 from narrows.market_tables import MarketPlan, MarketTables, tables_of
 from narrows.settings import load_app
 
@@ -52,6 +53,14 @@ def test_a_session_that_logs_in_is_its_account(tables: MarketTables) -> None:
     assert all(name in set(PLAN.market().user_ids) for name in visitors if name not in sessions)
     share = sum(visitors[name] for name in sessions) / sum(visitors.values())
     assert 0.2 < share < 0.4
+
+
+def test_a_visitors_segment_is_where_they_are(tables: MarketTables) -> None:
+    """As requests name it: one of the market's countries; what is paid elsewhere does not tell."""
+    told = Counter(tables.interactions["segment"])
+    assert 0 < told.pop(None) < told.total()
+    assert set(told) == set(COUNTRIES)
+    assert min(told.values()) > 0.05 * told.total()
 
 
 def test_worth_and_columns_are_the_apps() -> None:

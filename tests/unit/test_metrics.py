@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,14 @@ def test_the_last_event_is_held_out_and_the_history_precedes_it() -> None:
     asked = [(ids[held.query(one).history].tolist(), str(ids[held.target(one)])) for one in range(len(held))]
     assert asked == [(["y", "z"], "x"), (["y"], "z")]
     assert sorted(held.query(0).exclude.tolist()) == sorted(held.query(0).history.tolist())
+
+
+def test_a_query_names_the_visitors_segment() -> None:
+    """As a request's location would; without segments there is none."""
+    log = interactions_of(["a", "a", "b", "b"], ["x", "y", "x", "y"], range(4))
+    held = cases(replace(log, segments=np.asarray(["DE", ""])))
+    assert [held.query(one).segment for one in range(2)] == ["DE", ""]
+    assert cases(log).query(0).segment == ""
 
 
 def test_a_history_is_as_long_as_the_one_that_serving_knows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +123,8 @@ def test_segments_have_trends_of_their_own() -> None:
         + [("b", "0", 50 * HOUR)] * 5
     )
     users, items, times = zip(*rows, strict=True)
-    log = interactions_of(users, items, times)
-    source = trending.fit(log, trending.Params(half_life_s=HOUR), ["DE", "US"]).bind(rows_by_number, 2)
+    log = replace(interactions_of(users, items, times), segments=np.asarray(["DE", "US"]))
+    source = trending.fit(log, trending.Params(half_life_s=HOUR)).bind(rows_by_number, 2)
     first = {
         name: source.retrieve(query([], segment=name), 1).rows.tolist() for name in ("DE", "US", "", "XX")
     }
@@ -160,7 +161,7 @@ def test_saved_counts_answer_the_same(tmp_path: Path) -> None:
     log = baskets([0, 1], [0, 1], [0, 1, 2], [3, 4])
     models = (
         (bought_together, bought_together.fit(log, bought_together.Params(support=1))),
-        (trending, trending.fit(log, trending.Params(half_life_s=HOUR), [""] * log.user_count)),
+        (trending, trending.fit(log, trending.Params(half_life_s=HOUR))),
     )
     for module, model in models:
         model.save(tmp_path / module.FILE)

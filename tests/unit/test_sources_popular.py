@@ -61,7 +61,7 @@ def test_decay_prefers_what_is_recent() -> None:
 def test_a_segment_has_its_own_order() -> None:
     """Where a segment differs from everyone, its visitors get its order; unknown segments get everyone's."""
     log = interactions_of(["a"] * 3 + ["b"] * 2, ["0", "0", "0", "1", "1"], range(5))
-    model = popular.fit(log, Params(prior_events=1), segments=["DE", "FR"])
+    model = popular.fit(replace(log, segments=np.asarray(["DE", "FR"])), Params(prior_events=1))
     source = model.bind(rows_by_number, 2)
     assert source.retrieve(query(), 1).rows.tolist() == [0]
     assert source.retrieve(query(segment="FR"), 1).rows.tolist() == [1]
@@ -77,7 +77,8 @@ def test_excluded_rows_make_room_for_the_next() -> None:
 
 def test_a_saved_model_answers_the_same(tmp_path: Path) -> None:
     """Saved and loaded, segments and order are equal."""
-    popular.fit(LOG, Params(), segments=["DE", "FR", ""]).save(tmp_path / popular.FILE)
+    log = replace(LOG, segments=np.asarray(["DE", "FR", ""]))
+    popular.fit(log, Params()).save(tmp_path / popular.FILE)
     source = load_sources(tmp_path, rows_by_number, 4)["popular"]
     assert source.retrieve(query(segment="DE"), 3).rows.tolist() == [0, 1, 2]
     assert set(load_sources(tmp_path, rows_by_number, 4)) == {"popular"}

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from narrows.adapters.feature_tables import read_item_features, read_negatives, read_visitor_features
+from narrows.adapters.tables import read_training_data
 from narrows.features.declarations import FeatureDeclaration
 from narrows.features.registry import FeatureSet
 from narrows.freshening import ItemEntry
@@ -92,7 +93,7 @@ ROWS = [
         "bob#g",
         item_id="i4",
         recommendation_id="r2",
-        texts={"category": "Pens"},
+        texts={"category": "Pens", "location": "DE"},
     ),
     event(9, "view", NOW - HOUR + 70, "#g", item_id="i1"),
     event(10, "click", NOW - HOUR + 80, "bob#h", item_id="i1"),
@@ -167,6 +168,13 @@ def test_each_visitor_keeps_what_they_did(made: tuple[Path, Mapping[str, int]]) 
         ("u#bob", NOW - HOUR + 60, "i4", "click", 1.0, True),
         ("u#bob", NOW - HOUR + 80, "i1", "click", 1.0, True),
     ]
+
+
+def test_a_visitors_segment_is_the_last_place_told(made: tuple[Path, Mapping[str, int]]) -> None:
+    """The location of the events' context, through the lake into what training reads."""
+    log = read_training_data(made[0]).interactions
+    assert log.segments is not None
+    assert (log.user_ids.tolist(), log.segments.tolist()) == (["u#ann", "u#bob"], ["", "DE"])
 
 
 def test_each_shown_item_has_the_best_that_came_inside_the_window(
