@@ -34,11 +34,11 @@ def test_each_stack_has_its_own_sources_and_the_shared_ones(shopnow: App) -> Non
     """The session model belongs to neither; quotas are those of the surface."""
     surface, (traditional, two_tower) = stacks_of(shopnow, BOTH)
     assert surface.name == "feed"
-    assert traditional.own == ("als", "covisitation")
-    assert traditional.sources == ("als", "covisitation", "popular", "fresh")
+    assert traditional.own == ("als", "covisitation", "bought_together", "content", "trending")
+    assert traditional.sources == (*traditional.own, "popular", "fresh")
     assert two_tower.sources == ("two_tower", "popular", "fresh")
-    assert [quota.quota for quota in traditional.quotas] == [150, 150, 100, 80]
-    assert [quota.quota for quota in two_tower.quotas] == [300, 100, 80]
+    assert [quota.quota for quota in traditional.quotas] == [150, 150, 50, 50, 30, 100, 80]
+    assert [quota.quota for quota in two_tower.quotas] == [430, 100, 80]
 
 
 def test_no_stack_is_allowed_more_candidates(media: App) -> None:
@@ -53,8 +53,8 @@ def test_a_surface_can_be_named(shopnow: App) -> None:
     """Also one that starts from an item."""
     surface, stacks = stacks_of(shopnow, BOTH, "product")
     assert surface.name == "product"
-    assert [quota.quota for quota in stacks[0].quotas] == [200, 100, 50, 50]
-    assert [quota.quota for quota in stacks[1].quotas] == [300, 50, 50]
+    assert [quota.quota for quota in stacks[0].quotas] == [200, 100, 50, 50, 50, 50]
+    assert [quota.quota for quota in stacks[1].quotas] == [400, 50, 50]
 
 
 @pytest.mark.parametrize(

@@ -63,11 +63,12 @@ def test_both_stacks_have_every_number(compared: tuple[Path, dict[str, Any]]) ->
 
 
 def test_what_differs_is_what_the_stacks_are(compared: tuple[Path, dict[str, Any]]) -> None:
-    """Only one has a vector index, searched on nodes, and places new items at once."""
+    """Only one has a vector index, searched on nodes; both read what is written about a new item at once."""
     traditional, two_tower = compared[1]["stacks"].values()
     assert traditional["build_s"]["index"] == 0.0 < two_tower["build_s"]["index"]
     assert traditional["cost_per_million_usd"]["search"] == 0.0 < two_tower["cost_per_million_usd"]["search"]
-    assert two_tower["staleness_s"]["new_item"] < 60.0 < 86_400.0 < traditional["staleness_s"]["new_item"]
+    assert 0.0 < two_tower["staleness_s"]["new_item"] < 60.0
+    assert 0.0 < traditional["staleness_s"]["new_item"] < 60.0
     assert set(traditional["jobs"]) ^ set(two_tower["jobs"]) == {"train_als", "train_two_tower"}
     assert set(traditional["sources"]) & set(two_tower["sources"]) == {"popular", "fresh"}
 
