@@ -89,6 +89,7 @@ def _sent(catalogue: Catalogue) -> T.StructType:
         **dict.fromkeys(catalogue.text, T.StringType()),
         catalogue.categories: words,
         catalogue.brand: T.StringType(),
+        catalogue.seller: T.StringType(),
         catalogue.price: number,
         catalogue.time: number,
         catalogue.regions: words,

@@ -21,7 +21,7 @@ from narrows.settings import LARGEST_LIMIT, Catalogue
 Schema = dict[str, Any]
 A_CATALOGUE = Catalogue(
     id="item_id", text=("title",), categories="category", brand="brand", price="price", time="created_at",
-    regions="regions", stock="stock",
+    regions="regions", stock="stock", seller="seller",
 )  # fmt: skip
 """Whose columns the page shows; an app's own document has the app's."""
 
@@ -286,6 +286,7 @@ def _sent_item(catalogue: Catalogue) -> Schema:
         *((name, {"type": "string", "maxLength": TEXT_CHARACTERS}) for name in catalogue.text),
         (catalogue.categories, words),
         (catalogue.brand, word),
+        (catalogue.seller, {**word, "description": "Who sells it"}),
         (catalogue.price, {**number, "minimum": 0}),
         (
             catalogue.time,

@@ -1,8 +1,8 @@
 """A catalogue's table -> the columns that every stage reads, under the names of the parts they play.
 
-An app names its own columns in `[catalogue]`; the engine only knows the parts: category, brand, price,
-created_at, regions, title, text; and the numbers among its `attributes`, by their own names. The snapshot,
-the training jobs and the tests all take their columns from here.
+An app names its own columns in `[catalogue]`; the engine only knows the parts: category, brand, seller,
+price, created_at, regions, title, text; and the numbers among its `attributes`, by their own names. The
+snapshot, the training jobs and the tests all take their columns from here.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from narrows.settings import Catalogue
 from narrows.text_vectors import TEXT_BYTES, cut, document_names, documents, text_marks
 
 CATEGORIES_KEPT = 4
+"""Of an item, the first ones: the ranker, variety and the filter of a search know no others."""
 TITLE_BYTES = 96
 UNKNOWN_CODE = -1
 
@@ -28,12 +29,12 @@ UNKNOWN_CODE = -1
 class ItemColumns:
     """Columns over `ids`, in the same order; codes are int32 into `vocabularies`, -1 where there is none.
 
-    category int32[n] (the first), category_all int32[n, 4], brand int32[n], price float32[n] (nan: none),
-    created_at float64[n] (epoch seconds, nan: none), regions int32[n, r] (empty: everywhere),
-    title bytes[n] (UTF-8, cut at 96 bytes), text bytes[n] (all that is written about it, cut as
-    `text_vectors.documents` does), text_mark float64[n] (tells one text from another, nan: none),
-    price_position float32[n] (the share of its category that is cheaper, from 0 for the cheapest to 1, nan:
-    no price), attributes float32[n]. A part that the app does not declare has no column.
+    category int32[n] (the first), category_all int32[n, 4] (the first four), brand int32[n],
+    seller int32[n], price float32[n] (nan: none), created_at float64[n] (epoch seconds, nan: none),
+    regions int32[n, r] (empty: everywhere), title bytes[n] (UTF-8, cut at 96 bytes), text bytes[n] (all
+    that is written about it, cut as `text_vectors.documents` does), text_mark float64[n] (tells one text from
+    another, nan: none), price_position float32[n] (the share of its category that is cheaper, from 0 for the
+    cheapest to 1, nan: no price), attributes float32[n]. A part that the app does not declare has no column.
     """
 
     ids: tuple[str, ...]
@@ -48,21 +49,7 @@ def item_columns(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> It
     empty id or holds one twice.
     """
     ids = _ids(table, catalogue)
-    columns: dict[str, NDArray[Any]] = {}
-    vocabularies: dict[str, tuple[str, ...]] = {}
-    for part, name in (("category", catalogue.categories), ("regions", catalogue.regions)):
-        if name in table:
-            lists = [_as_list(value) for value in table[name]]
-            kept = max([CATEGORIES_KEPT, *map(len, lists)]) if part == "regions" else CATEGORIES_KEPT
-            codes, vocabularies[part] = _coded_lists(lists, kept)
-            columns |= (
-                {"category": codes[:, 0], "category_all": codes} if part == "category" else {part: codes}
-            )
-    if "category" in vocabularies:
-        vocabularies["category_all"] = vocabularies["category"]
-    if catalogue.brand in table:
-        codes, vocabularies["brand"] = _coded_lists([_as_list(value)[:1] for value in table[catalogue.brand]])
-        columns["brand"] = codes[:, 0]
+    columns, vocabularies = _word_columns(table, catalogue)
     for part, name, dtype in (
         ("price", catalogue.price, np.float32),
         ("created_at", catalogue.time, np.float64),
@@ -85,6 +72,28 @@ def item_columns(table: Mapping[str, Sequence[Any]], catalogue: Catalogue) -> It
         columns["text"] = np.array([one.encode() for one in texts], f"S{TEXT_BYTES}")
         columns["text_mark"] = text_marks(texts)
     return ItemColumns(ids, columns, vocabularies)
+
+
+def _word_columns(
+    table: Mapping[str, Sequence[Any]], catalogue: Catalogue
+) -> tuple[dict[str, NDArray[Any]], dict[str, tuple[str, ...]]]:
+    """The columns of codes, and the vocabularies that these are of."""
+    columns: dict[str, NDArray[Any]] = {}
+    vocabularies: dict[str, tuple[str, ...]] = {}
+    if catalogue.categories in table:
+        lists = [_as_list(value) for value in table[catalogue.categories]]
+        codes, vocabularies["category"] = _coded_lists(lists)
+        columns |= {"category": codes[:, 0], "category_all": codes}
+        vocabularies["category_all"] = vocabularies["category"]
+    if catalogue.regions in table:
+        lists = [_as_list(value) for value in table[catalogue.regions]]
+        kept = max([CATEGORIES_KEPT, *map(len, lists)])
+        columns["regions"], vocabularies["regions"] = _coded_lists(lists, kept)
+    for part, name, read in (("brand", catalogue.brand, _as_list), ("seller", catalogue.seller, _as_word)):
+        if name in table:
+            codes, vocabularies[part] = _coded_lists([read(value)[:1] for value in table[name]])
+            columns[part] = codes[:, 0]
+    return columns, vocabularies
 
 
 def price_position(prices: NDArray[np.float32], groups: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -123,6 +132,11 @@ def _as_list(value: Any) -> list[str]:
         return []
     parts = value.split("|") if isinstance(value, str) else value
     return [str(part) for part in parts if part is not None and str(part)]
+
+
+def _as_word(value: Any) -> list[str]:
+    """A whole name, whatever stands in it, as a list of one, or of none."""
+    return [] if value is None or value != value or value == "" else [str(value)]
 
 
 def _coded_lists(

@@ -32,6 +32,7 @@ INTERACTION_NAMES: Mapping[str, tuple[str, ...]] = {
 CATALOGUE_NAMES: Mapping[str, tuple[str, ...]] = {
     "categories": _words("categories category genres genre category_l1 tags department topics topic"),
     "brand": _words("brand manufacturer maker store vendor supplier content_owner publisher"),
+    "seller": _words("seller seller_id seller_name merchant merchant_id merchant_name shop shop_id"),
     "price": _words("price list_price unit_price amount"),
     "time": _words("created_at creation_timestamp release_date released_at published_at date year"),
     "text": _words("title name product_name item_name headline description product_description"),

@@ -316,7 +316,7 @@ def catalogue_columns(header: Sequence[str], catalogue: Catalogue) -> dict[str, 
     A file without the app's category column may have three levels of it: they become one multi-valued column.
     """
     plain = {plain_name(column) for column in header}
-    roles = {"categories": catalogue.categories, "brand": catalogue.brand}
+    roles = {"categories": catalogue.categories, "brand": catalogue.brand, "seller": catalogue.seller}
     roles |= {"price": catalogue.price, "time": catalogue.time}
     roles["text"] = catalogue.text[0] if catalogue.text else ""
     filled: dict[str, list[str]] = {}

@@ -82,6 +82,7 @@ def _readers(catalogue: Catalogue) -> dict[str, Read]:
         *((name, _text) for name in catalogue.text),
         (catalogue.categories, _words),
         (catalogue.brand, _word),
+        (catalogue.seller, _word),
         (catalogue.price, _amount),
         (catalogue.time, _moment),
         (catalogue.regions, _words),

@@ -15,6 +15,7 @@ COUNTRIES = ("US", "DE", "FR", "GB", "JP")
 SEGMENTS = ("bargain", "family", "fashion", "maker", "outdoor", "premium")
 DAY_S = 86_400.0
 SUCCESSORS = 4
+OFFERS_A_SELLER = 20
 # fmt: off
 _NOUNS = (
     "Audio", "Bags", "Bedding", "Bikes", "Books", "Cameras", "Camping", "Candles", "Chairs", "Coffee",
@@ -204,6 +205,7 @@ class World:
             "description": f"{' and '.join(self._category_names(i))} by {self._brand_name(i)}",
             "category": self._category_names(i),
             "brand": self._brand_name(i),
+            "seller": f"Seller {i * 7919 % max(1, self.items // OFFERS_A_SELLER)}",
             "price": float(self.price[i]),
             "created_at": float(self.created_at[i]),
             "regions": [name for name, sold in zip(COUNTRIES, self.sold_in[:, i], strict=True) if sold],

@@ -139,6 +139,7 @@ def _items(market: Market, catalogue: Catalogue) -> dict[str, list[Any]]:
         "item_id": "item_id",
         "category": catalogue.categories,
         "brand": catalogue.brand,
+        "seller": catalogue.seller,
         "price": catalogue.price,
         "created_at": catalogue.time,
         "regions": catalogue.regions,

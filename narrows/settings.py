@@ -10,6 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast
 
+from narrows.catalogue_settings import Catalogue as Catalogue
+from narrows.catalogue_settings import read_catalogue
 from narrows.environment import environment as environment
 from narrows.errors import Problem, SettingsError
 from narrows.features.checks import check
@@ -38,32 +40,10 @@ LEARNED_SOURCES = ("two_tower", "session")
 RUNGS = ("full", "remembered", "in_process", "last_slate", "segment", "static")
 RULE_NAMES = ("stock", "region", "do_not_show", "blocked")
 LARGEST_LIMIT = 100
-PARTS = frozenset(
-    {"category", "category_all", "brand", "price", "price_position", "created_at", "regions", "title", "text"}
-)
-"""The columns that the engine itself reads of a catalogue, whatever the app calls them."""
 METRICS = re.compile(
     r"(normalized_discounted_cumulative_gain|ndcg|precision|recall|hit|map|mean_reciprocal_rank|average_rewards)"
     r"_at_\d+|coverage|catalog_coverage"
 )
-
-
-@dataclass(frozen=True)
-class Catalogue:
-    """Which item columns play which part; "" and () where the catalogue has no such column.
-
-    `stock` tells how many pieces there are: an item with 0 is not shown from the moment it is sent.
-    """
-
-    id: str
-    text: tuple[str, ...] = ()
-    categories: str = ""
-    brand: str = ""
-    price: str = ""
-    time: str = ""
-    regions: str = ""
-    stock: str = ""
-    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -206,7 +186,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     problems: list[Problem] = []
     app = read_toml(path / "app.toml", problems)
     name = app.text("name", known=(path.resolve().name,))
-    catalogue, events = _catalogue(app.table("catalogue")), _events(app.table("events"))
+    catalogue, events = read_catalogue(app.table("catalogue")), _events(app.table("events"))
     tiers = _tiers(app.table("tiers", required=False))
     surfaces = _surfaces(app.table("surfaces"), events, sources)
     freshness = _freshness(app.table("freshness"))
@@ -244,24 +224,6 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
         index=index,
         text_vectors=text_vectors,
     )
-
-
-def _catalogue(table: Table) -> Catalogue:
-    catalogue = Catalogue(
-        id=table.text("id"),
-        text=table.texts("text", ()),
-        categories=table.text("categories", ""),
-        brand=table.text("brand", ""),
-        price=table.text_or_false("price"),
-        time=table.text("time", ""),
-        regions=table.text("regions", ""),
-        stock=table.text("stock", ""),
-        attributes=table.texts("attributes", ()),
-    )
-    for name in PARTS.intersection(catalogue.attributes):
-        table.problem("attributes", name, "the engine has a column of this name; rename the attribute")
-    table.finish()
-    return catalogue
 
 
 def _events(table: Table) -> dict[str, EventType]:

@@ -108,7 +108,8 @@ def new_base(directory: Path, snapshot: ItemSnapshot, change: SnapshotChange, *,
 
 def _columns(entries: Sequence[ItemEntry], catalogue: Catalogue) -> ItemColumns:
     names = (
-        *document_names(catalogue), catalogue.price, catalogue.time, catalogue.regions, *catalogue.attributes,
+        *document_names(catalogue), catalogue.seller, catalogue.price, catalogue.time, catalogue.regions,
+        *catalogue.attributes,
     )  # fmt: skip
     table = {name: [entry.values.get(name) for entry in entries] for name in names if name}
     return item_columns({**table, catalogue.id: [entry.item_id for entry in entries]}, catalogue)

@@ -312,7 +312,8 @@ def _catalogue_arrays(
     """The catalogue's columns under the names that the app's settings use, then all the others."""
     arrays = {plain_name(column): _array(cells) for column, cells in columns.items()}
     plain = {plain_name(column): column for column in columns}
-    for wanted in filter(None, (catalogue.categories, catalogue.brand, catalogue.price, catalogue.time)):
+    parts = (catalogue.categories, catalogue.brand, catalogue.seller, catalogue.price, catalogue.time)
+    for wanted in filter(None, parts):
         sources = filled.get(wanted) or ([plain[wanted]] if wanted in plain else [])
         if sources:
             arrays[wanted] = _part_array(wanted, [columns[one] for one in sources], catalogue)
@@ -337,6 +338,8 @@ def _part_array(wanted: str, sources: Sequence[Column], catalogue: Catalogue) ->
     if wanted == catalogue.price:
         numbers = numbers_of(sources[0])
         return _doubles(np.full(len(sources[0]), np.nan) if numbers is None else numbers)
+    if wanted == catalogue.seller:  # often a number, which a file's empty cells make 7.0
+        return pa.array(_clean([one or "" for one in identifiers(sources[0])]), pa.string())
     return pa.array(_clean(texts(sources[0])), pa.string())
 
 

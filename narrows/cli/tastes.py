@@ -220,7 +220,10 @@ def _standing(liking: Floats) -> Floats:
 
 def _sent(catalogue: Catalogue) -> list[str]:
     """The columns that an item is sent with; it is created when it comes."""
-    named = (catalogue.categories, catalogue.brand, catalogue.price, catalogue.regions, catalogue.stock)
+    named = (
+        catalogue.categories, catalogue.brand, catalogue.seller, catalogue.price, catalogue.regions,
+        catalogue.stock,
+    )  # fmt: skip
     return [catalogue.id, *catalogue.text, *(name for name in named if name), *catalogue.attributes]
 
 

@@ -36,6 +36,16 @@ def test_each_part_gets_its_column_and_vocabulary() -> None:
     assert items.columns["regions"][2].tolist() == [1, 0, -1, -1]
 
 
+def test_a_seller_is_one_whole_name() -> None:
+    """Whatever stands in it, unlike a brand, of which a file may name several; a number is its digits."""
+    table = {"sku": list("abcd"), "shop": ["Smith|Co", None, 7, ""], "maker": ["x|y", "x", None, ""]}
+    items = item_columns(table, replace(SHOP, seller="shop"))
+    assert items.vocabularies["seller"] == ("7", "Smith|Co")
+    assert items.columns["seller"].tolist() == [1, -1, 0, -1]
+    assert items.columns["brand"].tolist() == [0, 0, -1, -1]
+    assert "seller" not in item_columns(table, SHOP).columns
+
+
 def test_a_number_that_no_item_may_have_is_missing() -> None:
     """float32 would make it infinite, and every number that is computed from it."""
     table = {"sku": list("abcd"), "eur": [1.0, 1e39, "1e300", 10**400]}

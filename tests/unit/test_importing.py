@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -213,6 +214,19 @@ def test_catalogue_gets_the_names_that_the_app_uses(tmp_path: Path) -> None:
     assert report["items"]["filled"]["categories"] == ["CATEGORY_L1", "CATEGORY_L2"]
     assert report["items_missing_from_catalogue"] == 1
     assert len(_rows(data, "interactions")) == 2
+
+
+def test_a_sellers_number_is_its_name(tmp_path: Path) -> None:
+    """A column that files call otherwise becomes the app's, and what a table makes of numbers is undone."""
+    folder = _folder(tmp_path, {"interactions.csv": "USER_ID,ITEM_ID,TIMESTAMP\nu1,i1,1600000000\n"})
+    pq.write_table(
+        pa.table({"ITEM_ID": ["i1", "i2"], "MERCHANT_ID": pa.array([7.0, None])}), folder / "items.parquet"
+    )
+    catalogue = replace(CATALOGUE, seller="seller")
+    app = cast(App, SimpleNamespace(name="shop", events=EVENTS, catalogue=catalogue))
+    report = import_files(folder, app, tmp_path / "data", ImportOptions({}, (), NOW), lambda *_: None)
+    assert report["items"]["filled"]["seller"] == ["MERCHANT_ID"]
+    assert [one["seller"] for one in _rows(tmp_path / "data", "items")] == ["7", None]
 
 
 def test_files_of_a_folder_with_different_columns_are_joined(tmp_path: Path) -> None:

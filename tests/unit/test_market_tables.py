@@ -70,6 +70,14 @@ def test_worth_and_columns_are_the_apps() -> None:
     assert media.left_out["media has no event 'purchase'"] > 0
     assert {"item_id", "genres", "created_at", "title"} <= set(media.items)
     assert "price" not in media.items
+    assert "seller" not in media.items
+
+
+def test_several_sellers_have_the_offers(tables: MarketTables) -> None:
+    """Twenty offers a seller, or a few more."""
+    offers = Counter(tables.items["seller"])
+    assert len(offers) == len(tables.items["item_id"]) // 20
+    assert 15 <= min(offers.values()) <= max(offers.values()) <= 25
 
 
 def test_the_same_plan_gives_the_same_tables(tables: MarketTables) -> None:

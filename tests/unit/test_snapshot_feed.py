@@ -200,6 +200,16 @@ def test_more_regions_than_the_base_has_places_for(shop: Shop) -> None:
     assert (after.columns["regions"][0] >= 0).sum() == 1
 
 
+def test_who_sells_an_item_is_in_the_next_version(tmp_path: Path) -> None:
+    """A new seller, another one, and none any more."""
+    shop = Shop(load_app(APPS / "shopnow"), tmp_path, FolderObjects(), MemoryControlTable())
+    shop.put_base([{**row, "seller": "s1"} for row in ROWS])
+    shop.publisher().publish([entry("a", 0, seller="s0"), entry("b", 1), entry("c", 2, seller="s1")])
+    after = shop.read()
+    words = after.vocabulary("seller")
+    assert [words[code] if code >= 0 else "" for code in after.columns["seller"]] == ["s0", "", "s1"]
+
+
 def test_a_catalogue_may_begin_with_an_upsert(shop: Shop) -> None:
     """Where nothing was ever published, the first batch makes the base that it needs."""
     shop.publisher().publish([entry("a", 0, title="A", category=["x"], price=2.0, stock=3, margin=0.5)])
