@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from narrows.encoding import Array
+from narrows.index_filters import Words, of_snapshot
+from narrows.index_settings import FILLED_BY
 from narrows.item_details import rewritten, written
 from narrows.retrieval import Rows
 from narrows.snapshot import ItemSnapshot
@@ -17,9 +19,7 @@ from narrows.vector_index import LIVE, WHOLE, IndexVersions, VectorIndex, opened
 ROWS_AT_ONCE = 2_000
 MOST_ROUNDS = 5
 """A catalogue that never rests is looked at so often; the first time is the one that counts."""
-FILTERED = {"region": "regions", "category": "category_all"}
-"""Filters, and the snapshot's columns that have their values."""
-SAID = ("text", "title", "category_all", "brand", "regions")
+SAID = ("text", "title", "brand", *(one.column for one in FILLED_BY.values()))
 """The columns that an item's vector and its filters come from."""
 
 
@@ -133,12 +133,6 @@ def _place(index: VectorIndex, network: TwoTower, snapshot: ItemSnapshot, rows: 
     return silent
 
 
-def _words(index: VectorIndex, snapshot: ItemSnapshot, rows: Rows) -> dict[str, list[tuple[str, ...]]]:
+def _words(index: VectorIndex, snapshot: ItemSnapshot, rows: Rows) -> Words:
     """What searches filter by, from the snapshot's columns."""
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for name, column in FILTERED.items():
-        if name in index.filters and column in snapshot.columns:
-            words = snapshot.vocabulary(column)
-            codes = snapshot.columns[column][rows].reshape(len(rows), -1)
-            found[name] = [tuple(words[code] for code in line if code >= 0) for line in codes.tolist()]
-    return found
+    return of_snapshot(index.filters, snapshot, rows)

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal, cast
 
+from narrows.catalogue_settings import Catalogue
 from narrows.toml_reading import Table
 
 Engine = Literal["faiss", "lucene"]
 Space = Literal["innerproduct", "cosinesimil"]
 Numbers = Literal["float", "fp16", "byte"]
 
-FILTERS = ("region", "category", "seller")
+
+@dataclass(frozen=True)
+class FilledBy:
+    """Where the values of a filter come from: a part of `[catalogue]`, and the snapshot's column of it."""
+
+    part: str
+    column: str
+
+
+FILLED_BY: Mapping[str, FilledBy] = MappingProxyType(
+    {
+        "region": FilledBy("regions", "regions"),
+        "category": FilledBy("categories", "category_all"),
+        "seller": FilledBy("seller", "seller"),
+    }
+)
+FILTERS = tuple(FILLED_BY)
 """What changes seldom enough to be filtered inside the search; stock does not, and is the gate's."""
 
 
@@ -40,9 +58,10 @@ class IndexSettings:
         return replace(self, engine=engine, numbers=numbers)
 
 
-def read_index(table: Table) -> IndexSettings:
-    """The settings of a table; what is not written keeps its default."""
-    kept = IndexSettings()
+def read_index(table: Table, catalogue: Catalogue) -> IndexSettings:
+    """The settings of a table; by default searches filter by all that the catalogue has a part for."""
+    filled = tuple(name for name, one in FILLED_BY.items() if getattr(catalogue, one.part))
+    kept = IndexSettings(filters=filled)
     settings = IndexSettings(
         engine=cast(Engine, table.text("engine", kept.engine, known=("faiss", "lucene"))),
         space=cast(Space, table.text("space", kept.space, known=("innerproduct", "cosinesimil"))),
@@ -52,11 +71,12 @@ def read_index(table: Table) -> IndexSettings:
         ef_search=table.whole("ef_search", kept.ef_search, low=1, high=10_000),
         shards=table.whole("shards", kept.shards, low=1, high=1024),
         replicas=table.whole("replicas", kept.replicas, low=0, high=10),
-        filters=table.texts("filters", kept.filters),
+        filters=table.texts("filters", kept.filters, known=FILTERS),
     )
     for one in settings.filters:
-        if one in ("row", "vector") or not re.fullmatch(r"[a-z][a-z0-9_]*", one):
-            remedy = "name it in lower-case letters, digits and _, and neither 'row' nor 'vector'"
+        if one in FILLED_BY and one not in filled:
+            part = FILLED_BY[one].part
+            remedy = f"nothing fills it: name the column in [catalogue] {part}, or leave the filter out"
             table.problem("filters", one, remedy)
     if settings.engine == "lucene" and settings.numbers == "fp16":
         table.problem("numbers", "fp16", "engine lucene has float and byte; choose one, or engine faiss")

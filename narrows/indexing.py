@@ -10,6 +10,7 @@ import numpy as np
 
 from narrows.errors import BundleError, EncoderUnavailable, RequestRefused, StoreUnavailable
 from narrows.freshening import ItemEncoder, ItemEntry, item_texts
+from narrows.index_filters import of_items
 from narrows.settings import Catalogue
 from narrows.vector_index import HALF_BUILT, IndexGone, IndexVersions, VectorIndex, opened
 
@@ -144,19 +145,7 @@ def _upserted(index: VectorIndex, catalogue: Catalogue, entries: Sequence[ItemEn
     if right:
         rows = np.asarray([entry.row for entry in right], np.int32)
         vectors = np.stack([np.frombuffer(entry.vector, np.float32) for entry in right])
-        problems = index.upsert(rows, vectors, _attributes(index, right, catalogue))
+        problems = index.upsert(rows, vectors, of_items(index.filters, right, catalogue))
         refused |= {right[place].item_id: str(error) for place, error in problems.items()}
         index.refresh()
     return refused
-
-
-def _attributes(
-    index: VectorIndex, entries: Sequence[ItemEntry], catalogue: Catalogue
-) -> dict[str, list[tuple[str, ...]]]:
-    """The values that searches filter by, as the catalogue says them."""
-    columns = {"region": catalogue.regions, "category": catalogue.categories}
-    return {
-        name: [tuple(entry.values.get(column) or ()) for entry in entries]
-        for name, column in columns.items()
-        if column and name in index.filters
-    }

@@ -193,7 +193,7 @@ def load_app(path: Path, *, sources: Collection[str] = SOURCE_NAMES) -> App:
     training = _training(app.table("training"))
     bots = _bots(app.table("bots", required=False))
     quality = read_quality(app.table("quality", required=False))
-    index = read_index(app.table("index", required=False))
+    index = read_index(app.table("index", required=False), catalogue)
     text_vectors = read_text_vectors(app.table("text_vectors", required=False), path)
     for surface in surfaces.values():
         if surface.exploration.slots and not catalogue.time:

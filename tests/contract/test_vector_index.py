@@ -23,6 +23,7 @@ from tests.servers import OpenSearchNode
 
 DIMENSION = 8
 NUMBERS = itertools.count()
+ALL_THREE = {"region": "DE", "category": "tea", "seller": "s2"}
 FAISS = f"faiss {metadata.version('faiss-cpu')}"
 
 
@@ -101,6 +102,27 @@ class VectorIndexContract:
             row for row in best if row % 200 == 3
         ]
         assert index.search(question, 2, where("region", "JP")).rows.tolist() == [[-1, -1]]
+
+    def test_each_filter_finds_what_has_its_value(self, index: VectorIndex) -> None:
+        """By region, by category of which an item has several, by seller; and by all of them at once."""
+        attributes = {
+            "region": [("DE",), ("DE", "US"), ("US",), ()],
+            "category": [("tea", "gift"), ("tea",), ("gift", "toy"), ("toy",)],
+            "seller": [("Smith | Co",), ("s2",), ("s2",), ()],
+        }
+        index.upsert(rows(1, 2, 3, 4), unit(4), attributes)
+        index.refresh()
+        question = unit(1, seed=5)[0]
+        for asked, expected in (
+            (where("region", "DE"), {1, 2}),
+            (where("category", "tea"), {1, 2}),
+            (where("category", "toy", "tea"), {1, 2, 3, 4}),
+            (where("seller", "s2"), {2, 3}),
+            (where("seller", "Smith | Co"), {1}),
+            (where("seller", "Smith"), set()),
+            (Where({name: frozenset({value}) for name, value in ALL_THREE.items()}), {2}),
+        ):
+            assert set(index.search(question, 4, asked).rows[0].tolist()) - {-1} == expected
 
     def test_what_has_no_value_may_pass_too(self, index: VectorIndex) -> None:
         """Sold in the region asked for, or in no region in particular, which is everywhere."""

@@ -316,7 +316,9 @@ def test_what_is_too_fast_for_a_person_is_declared(app_dir: Path) -> None:
 
 def test_how_vectors_lie_in_opensearch_is_declared(app_dir: Path) -> None:
     """Engine, space, numbers and the graph's parameters are the app's; without them there are defaults."""
-    assert load_app(app_dir).index == IndexSettings()
+    assert load_app(app_dir).index == IndexSettings(filters=("region", "category"))
+    assert load_app(APPS / "media").index.filters == ("category",)
+    assert load_app(APPS / "shopnow").index.filters == ("region", "category", "seller")
     written = (
         'name = "megashop"\n[index]\nengine = "faiss"\nspace = "innerproduct"\nnumbers = "fp16"\nm = 24\n'
         'ef_construction = 256\nef_search = 400\nshards = 6\nfilters = ["region"]\n'
@@ -328,17 +330,18 @@ def test_how_vectors_lie_in_opensearch_is_declared(app_dir: Path) -> None:
 
 
 def test_what_no_engine_can_do_is_refused(app_dir: Path) -> None:
-    """Half precision in lucene, a filter with a name of ours, a space of another measure."""
+    """Half precision in lucene, another measure, a filter that no catalogue fills, or not this one."""
     written = (
         'name = "megashop"\n[index]\nengine = "lucene"\nspace = "l2"\nnumbers = "fp16"\nm = 1\n'
-        'filters = ["vector"]\n'
+        'filters = ["sellers", "region", "seller"]\n'
     )
     spoil(app_dir, "app.toml", 'name = "megashop"\n', written)
     told = "\n".join(problems(app_dir))
     for expected in (
         "index.space = 'l2': choose one of cosinesimil, innerproduct",
         "index.m = 1: write a whole number of 2 to 100",
-        "index.filters = 'vector': name it in lower-case letters",
+        "index.filters = 'sellers': did you mean 'seller'? choose one of category, region, seller",
+        "index.filters = 'seller': nothing fills it: name the column in [catalogue] seller, or leave",
         "index.numbers = 'fp16': engine lucene has float and byte",
     ):
         assert expected in told
