@@ -148,6 +148,7 @@ def freshen(
     `published` gives the live snapshot, None before the first: items that were published before the table
     knew them keep their rows. Without an encoder items have no vector. An older version than the stored one
     changes nothing; the same again changes nothing either; an id that comes twice in one batch counts once.
+    A table that did not answer is not asked again: what is left is to be sent again as well.
     """
     verdicts: dict[int, ItemVerdict] = {}
     good: dict[str, tuple[int, ItemUpsert]] = {}
@@ -160,11 +161,15 @@ def freshen(
             good[upsert.item_id] = (index, upsert)
         except InvalidInput as error:
             verdicts[index] = _rejected(index, sent_id(raw, app.catalogue), error)
-    placed = list(good.values())
+    placed, away = list(good.values()), ""
     for start in range(0, len(placed), ITEMS_A_WRITE):
         chunk = placed[start : start + ITEMS_A_WRITE]
         batch = _Batch([one for _, one in chunk], app.catalogue, table, published, encoder, now)
-        for (index, _), verdict in zip(chunk, batch.store(), strict=True):
+        try:
+            stored = batch.lost(away) if away else batch.store()
+        except StoreUnavailable as error:
+            stored = batch.lost(away := str(error) or type(error).__name__)
+        for (index, _), verdict in zip(chunk, stored, strict=True):
             verdicts[index] = replace(verdict, index=index)
     return [verdicts[index] for index in sorted(verdicts)]
 
@@ -242,28 +247,28 @@ class _Batch:
     now: float
 
     def store(self) -> list[ItemVerdict]:
-        """A verdict for each; what races with others is judged again by what they wrote."""
-        try:
-            for _ in range(ATTEMPTS):
-                stored = self.table.read([one.item_id for one in self.upserts])
-                snapshot, why_not = self._snapshot(stored)
-                verdicts = [
-                    self._lost(one, why_not)
-                    if why_not and one.item_id not in stored
-                    else self._judge(one, stored.get(one.item_id))
-                    for one in self.upserts
-                ]
-                wanted = [
-                    one
-                    for one, verdict in zip(self.upserts, verdicts, strict=True)
-                    if verdict.status == "accepted"
-                ]
-                unread = self._written(wanted, stored, snapshot) if wanted else {}
-                if unread is not None:
-                    return [replace(one, no_vector=unread.get(one.item_id or "")) for one in verdicts]
-        except StoreUnavailable as error:
-            return [self._lost(one, str(error)) for one in self.upserts]
-        return [self._lost(one, "others changed these items at the same time") for one in self.upserts]
+        """A verdict for each; what races with others is judged again by what they wrote.
+
+        StoreUnavailable where the table does not answer.
+        """
+        for _ in range(ATTEMPTS):
+            stored = self.table.read([one.item_id for one in self.upserts])
+            snapshot, why_not = self._snapshot(stored)
+            verdicts = [
+                self._lost(one, why_not)
+                if why_not and one.item_id not in stored
+                else self._judge(one, stored.get(one.item_id))
+                for one in self.upserts
+            ]
+            wanted = [self.upserts[at] for at, one in enumerate(verdicts) if one.status == "accepted"]
+            unread = self._written(wanted, stored, snapshot) if wanted else {}
+            if unread is not None:
+                return [replace(one, no_vector=unread.get(one.item_id or "")) for one in verdicts]
+        return self.lost("others changed these items at the same time")
+
+    def lost(self, reason: str) -> list[ItemVerdict]:
+        """The verdict for each where none could be stored."""
+        return [self._lost(one, reason) for one in self.upserts]
 
     def _snapshot(self, stored: Mapping[str, ItemEntry]) -> tuple[ItemSnapshot | None, str]:
         """(what is published, where an item may have a row there, why that cannot be read).
