@@ -180,11 +180,11 @@ class _Reader:
     raw: Mapping[str, Any]
     limits: Limits
 
-    def text(self, name: str, longest: int) -> str | None:
+    def text(self, name: str, longest: int, *, needed: bool = False) -> str | None:
         value = self.raw.get(name)
         if value is None:
             return None
-        return checked_text(name, value, longest)
+        return checked_text(name, value, longest, needed=needed)
 
     def identifier(self, name: str) -> str | None:
         return self.text(name, self.limits.id_characters)
@@ -228,7 +228,7 @@ class _Reader:
 
 
 def _event_type(reader: _Reader, types: Collection[str]) -> str:
-    event_type = reader.text("event_type", reader.limits.id_characters)
+    event_type = reader.text("event_type", reader.limits.id_characters, needed=True)
     if event_type is None:
         raise InvalidInput("event_type", None, f"send one of {', '.join(sorted(types))}")
     if event_type in types or event_type in EXCLUDING_TYPES:

@@ -214,12 +214,16 @@ def nearest(name: str, known: Collection[str]) -> str | None:
     return found[0] if found else None
 
 
-def checked_text(name: str, value: object, longest: int) -> str:
-    """The value, if it is a string of 1 to `longest` characters that UTF-8 can write; else `InvalidInput`."""
+def checked_text(name: str, value: object, longest: int, *, needed: bool = False) -> str:
+    """The value, if it is a string of 1 to `longest` characters that UTF-8 can write; else `InvalidInput`.
+
+    What is not `needed` may be left out instead, as the remedy says.
+    """
     if not isinstance(value, str):
         raise InvalidInput(name, value, "send a string")
     if not value.strip():
-        raise InvalidInput(name, value, "send a non-empty string, or leave the field out")
+        remedy = "send a non-empty string" if needed else "send a non-empty string, or leave it out"
+        raise InvalidInput(name, value, remedy)
     if len(value) > longest:
         raise InvalidInput(name, value, f"it has {len(value)} characters; send at most {longest}")
     if "\0" in value or not _is_unicode(value):

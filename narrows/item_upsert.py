@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from narrows.errors import InvalidInput, TooLarge
-from narrows.events import LATEST, USUAL, checked_text, is_usual, nearest, parse_moment
+from narrows.events import LARGEST, LATEST, checked_text, nearest, parse_moment
 from narrows.ids import encode
 from narrows.settings import Catalogue
 
@@ -52,7 +52,7 @@ def parse_item(raw: object, catalogue: Catalogue) -> ItemUpsert:
         raise InvalidInput("item", raw, "send a JSON object")
     readers = _readers(catalogue)
     _refuse_unknown(raw, (catalogue.id, VERSION, DELETED, *readers))
-    item_id = checked_text(catalogue.id, raw.get(catalogue.id), WORD_CHARACTERS)
+    item_id = checked_text(catalogue.id, raw.get(catalogue.id), WORD_CHARACTERS, needed=True)
     encode(item_id)  # the snapshot's limit is in bytes
     deleted = raw.get(DELETED)
     if deleted is not None and not isinstance(deleted, bool):
@@ -138,13 +138,15 @@ def _moment(name: str, value: object) -> float:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not is_usual(value):
-        raise InvalidInput(name, value, f"send a finite number {USUAL}, or leave the field out")
-    return value
+    return _within(name, value, -LARGEST)
 
 
 def _amount(name: str, value: object) -> float:
-    number = _number(name, value)
-    if number < 0:
-        raise InvalidInput(name, value, "send a number of 0 or more, or leave the field out")
-    return number
+    """What there cannot be less of than nothing: a price, a stock."""
+    return _within(name, value, 0.0)
+
+
+def _within(name: str, value: object, low: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= LARGEST:
+        raise InvalidInput(name, value, f"send a finite number from {low:g} to {LARGEST:g}, or leave it out")
+    return value

@@ -51,8 +51,9 @@ def answer_to(event: Mapping[str, Any], collect: Callable[[list[object]], Collec
 def _sent_events(event: Mapping[str, Any]) -> list[object]:
     """The events of the call in our envelope, not judged yet; an error here refuses the whole call."""
     body = json_object(event, limit_bytes=BYTES_A_BATCH, fields=FIELDS, finite=False)
-    checked_text("trackingId", body.get("trackingId"), LIMITS.id_characters)
-    who = {"session_id": checked_text("sessionId", body.get("sessionId"), LIMITS.id_characters)}
+    checked_text("trackingId", body.get("trackingId"), LIMITS.id_characters, needed=True)
+    session_id = checked_text("sessionId", body.get("sessionId"), LIMITS.id_characters, needed=True)
+    who = {"session_id": session_id}
     if body.get("userId") is not None:
         who["user_id"] = checked_text("userId", body["userId"], LIMITS.id_characters)
     events = body.get("eventList")

@@ -45,7 +45,7 @@ def _change(path: str, raw: object) -> Change:
         close = nearest(str(kind), KINDS)
         hint = f"did you mean '{close}'? " if close else ""
         raise InvalidInput(f"{path}.kind", kind, f"{hint}send one of {', '.join(KINDS)}")
-    item_id = checked_text(f"{path}.item_id", raw.get("item_id"), 256)
+    item_id = checked_text(f"{path}.item_id", raw.get("item_id"), 256, needed=True)
     return Change(kind, item_id, _value(f"{path}.value", kind, raw.get("value")))
 
 

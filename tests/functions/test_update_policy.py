@@ -55,6 +55,7 @@ def test_changes_are_answered_with_their_version(deployed: Deployed) -> None:
         ({"changes": ["i1"]}, 400, "changes[0]"),
         ({"changes": [CHANGES[0], {"kind": "stok", "item_id": "i", "value": True}]}, 400, "changes[1].kind"),
         ({"changes": [{"kind": "stock", "value": True}]}, 400, "changes[0].item_id"),
+        ({"changes": [{"kind": "stock", "item_id": "", "value": True}]}, 400, "changes[0].item_id"),
         ({"changes": [{"kind": "stock", "item_id": "i", "value": "no"}]}, 400, "changes[0].value"),
         ({"changes": [{"kind": "block", "item_id": "i", "value": 1}]}, 400, "changes[0].value"),
         ({"changes": [{"kind": "region", "item_id": "i", "value": True}]}, 400, "changes[0].value"),
@@ -69,6 +70,13 @@ def test_a_wrong_change_refuses_all_of_them(deployed: Deployed, body: Any, statu
     answered, content = call(deployed.module, http_event("POST", PATH, body))
     assert (answered, content["error"]["field"]) == (status, field)
     assert list(deployed.log.read(0)) == []
+
+
+def test_an_item_must_be_named(deployed: Deployed) -> None:
+    """An empty id cannot be left out instead."""
+    body = {"changes": [{**CHANGES[0], "item_id": ""}]}
+    _, content = call(deployed.module, http_event("POST", PATH, body))
+    assert content["error"]["remedy"] == "send a non-empty string"
 
 
 def test_a_direct_invocation_raises_what_http_answers(deployed: Deployed) -> None:
