@@ -113,7 +113,10 @@ def decoded(text: str, *, finite: bool = False) -> Any:
         pass
     if finite:
         raise InvalidInput("body", text[:80], f"nest lists and objects at most {DEEPEST} deep")
-    return _loaded(_flattened(text), finite)
+    try:
+        return _loaded(_flattened(text), finite)
+    except ValueError:  # its place is one in the flattened text, which nobody sent
+        raise ValueError(f"it is no JSON, and nested more than {DEEPEST} deep") from None
 
 
 def refuse_unknown(path: str, content: Mapping[str, Any], fields: Collection[str]) -> None:

@@ -349,6 +349,21 @@ def test_what_no_field_takes_harms_its_own_item_alone(deployed: Deployed, part: 
     assert (json.loads(line)["item_id"], json.loads(line)["field"]) == ("b", field)
 
 
+@pytest.mark.parametrize(
+    "body",
+    ['{"items": ' + "[" * 100_000, '{"items": [' + "[" * 100_000 + "]" * 100_000 + "}", "[" * 100_000 + "x"],
+    ids=["never closed", "closed by another", "of no value"],
+)
+def test_what_is_no_json_far_down_is_told_so(deployed: Deployed, body: str) -> None:
+    """Without a place in it: the reader comes only so far."""
+    status, content = call(deployed.module, http_event("POST", PATH, body))
+    error = content["error"]
+    assert (status, error["field"]) == (400, "body")
+    assert error["remedy"] == "send one JSON object (it is no JSON, and nested more than 32 deep)"
+    status, content = call(deployed.module, http_event("POST", PATH, '{"items": ' + "[" * 40))
+    assert "char 50" in content["error"]["remedy"]
+
+
 def test_a_full_batch_is_stored(deployed: Deployed) -> None:
     """More items than one transaction holds, each sold out, so that the log grows as well."""
     verdicts = deployed.send(*({"item_id": f"i{n}", "stock": 0} for n in range(250)))
