@@ -163,21 +163,27 @@ def _locations(rows: Rows, columns: ColumnMap, kept: Sequence[int]) -> list[str 
     return [None if _bad_id(found[i]) else found[i] for i in kept]
 
 
-def judge_entities(rows: Rows, key: str, seen_ids: set[str], seen: set[bytes]) -> dict[int, str]:
-    """The reasons, by index, why rows of items or users are refused: no id, a repeated row, a repeated id."""
+def judge_entities(
+    rows: Rows, key: str, seen_ids: set[str], seen: set[bytes], bad: Mapping[int, str]
+) -> dict[int, str]:
+    """The reasons, by index, why rows of items or users are refused: no id, a repeated row, a repeated id.
+
+    `bad` rows are refused for what else they say; their ids are not taken by that.
+    """
     ids = identifiers(rows.columns[key])
-    reasons = first_reasons(
+    by_id = first_reasons(
         ("missing id", [one is None for one in ids]),
         ("bad id", map(_bad_id, ids)),
         ("duplicate row", duplicates(rows, seen)),
     )
+    reasons = {**bad, **by_id}
     for i, one in enumerate(ids):
         if one is None or i in reasons:
             continue
         if one in seen_ids:
             reasons[i] = "id seen before with other values"
         seen_ids.add(one)
-    return reasons
+    return dict(sorted(reasons.items()))
 
 
 def first_reasons(*findings: tuple[str, Iterable[bool] | Flags]) -> dict[int, str]:
@@ -358,6 +364,17 @@ def split_values(column: Column, separator: str = "|") -> list[list[str]]:
         )
         for cell in texts(column)
     ]
+
+
+def joined_values(columns: Sequence[Column]) -> list[list[str]]:
+    """What several multi-valued columns say together, each value once."""
+    rows = zip(*map(split_values, columns), strict=True)
+    return [list(dict.fromkeys(one for part in row for one in part)) for row in rows]
+
+
+def clean_texts(cells: Sequence[str]) -> list[str | None]:
+    """Texts that UTF-8 can write, None for the empty ones."""
+    return [cell.encode("utf-8", "replace").decode() if cell else None for cell in cells]
 
 
 def moments_of(column: Column) -> Doubles:

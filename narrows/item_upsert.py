@@ -57,13 +57,19 @@ def parse_item(raw: object, catalogue: Catalogue) -> ItemUpsert:
     deleted = raw.get(DELETED)
     if deleted is not None and not isinstance(deleted, bool):
         raise InvalidInput(DELETED, deleted, "send true for an item that is gone, else false")
-    sent = {name: raw[name] for name in readers if raw.get(name) is not None}
-    read = {name: readers[name](name, value) for name, value in sent.items()}
+    values = checked_values({name: raw[name] for name in readers if raw.get(name) is not None}, catalogue)
+    return ItemUpsert(item_id, _version(raw.get(VERSION)), bool(deleted), {} if deleted else values)
+
+
+def checked_values(said: Mapping[str, Any], catalogue: Catalogue) -> dict[str, Any]:
+    """What is said of an item, by the app's column names, as it is stored; `InvalidInput` as `parse_item`."""
+    readers = _readers(catalogue)
+    read = {name: readers[name](name, value) for name, value in said.items()}
     values = {name: value for name, value in read.items() if value != []}
     length = len(json.dumps(values))
     if length > ITEM_CHARACTERS:
         raise TooLarge("item", f"{length} characters", f"send at most {ITEM_CHARACTERS} for one item")
-    return ItemUpsert(item_id, _version(raw.get(VERSION)), bool(deleted), {} if deleted else values)
+    return values
 
 
 def sent_id(raw: object, catalogue: Catalogue) -> str | None:

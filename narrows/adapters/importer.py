@@ -26,16 +26,18 @@ from narrows.importing import (
     ImportRefused,
     Tally,
     catalogue_columns,
+    clean_texts,
     identifiers,
+    joined_values,
     judge_entities,
     judge_interactions,
     map_columns,
     moments_of,
     numbers_of,
-    split_values,
     strongest_type,
     texts,
 )
+from narrows.item_rows import item_sources, judge_items
 from narrows.settings import App, Catalogue
 
 Progress = Callable[[Path, int, int], None]
@@ -199,6 +201,9 @@ class _Import:
         seen: set[bytes] = set()
         parts: dict[str, list[Column]] = {}
         key, total = "", 0
+        catalogue = self._app.catalogue
+        together = [column for path in files for column in header(path)] if name == "items" else []
+        sources = item_sources(together, catalogue)
         with _Quarantine(self._aside / f"{name}.csv") as quarantine:
             for path in files:
                 columns = map_columns(name, header(path), path.name, self._options.columns)
@@ -206,7 +211,8 @@ class _Import:
                 own = next(iter(columns.columns.values()))
                 key = key or own
                 for batch in self._batches(path, role):
-                    reasons = judge_entities(batch.rows, own, seen_ids, seen)
+                    bad = judge_items(batch.rows, sources, catalogue)
+                    reasons = judge_entities(batch.rows, own, seen_ids, seen, bad)
                     role.reasons.update(quarantine.put(path, batch, reasons))
                     kept = [i for i in range(len(batch.rows.lines)) if i not in reasons]
                     for column, cells in batch.rows.columns.items():
@@ -278,14 +284,14 @@ class _Quarantine:
         self._file.close()
 
     def put(self, path: Path, batch: Batch, reasons: Mapping[int, str]) -> Counter[str]:
-        """Write the refused rows of a batch; returns the number for each reason."""
+        """Write the refused rows of a batch; returns the number for each reason, up to its colon."""
         cells = [texts(column) for column in batch.rows.columns.values()] if reasons else []
         for i, reason in reasons.items():
             row = "|".join(column[i] for column in cells)
             self._rows.writerow([path.name, batch.rows.lines[i], reason, row])
         for line, problem in batch.broken:
             self._rows.writerow([path.name, line, problem, ""])
-        counts = Counter(reasons.values())
+        counts = Counter(reason.partition(":")[0] for reason in reasons.values())
         if batch.broken:
             counts["wrong number of cells"] = len(batch.broken)
         return counts
@@ -322,35 +328,31 @@ def _catalogue_arrays(
             arrays[wanted] = pa.array(texts(columns[filled[wanted][0]]), pa.string())
     for wanted in catalogue.text:
         if wanted in plain:
-            arrays[wanted] = pa.array(_clean(texts(columns[plain[wanted]])), pa.string())
+            arrays[wanted] = pa.array(clean_texts(texts(columns[plain[wanted]])), pa.string())
     return arrays
 
 
 def _part_array(wanted: str, sources: Sequence[Column], catalogue: Catalogue) -> pa.Array:
     if wanted == catalogue.categories:
-        split = [split_values(column) for column in sources]
-        joined = [
-            list(dict.fromkeys(one for part in row for one in part)) for row in zip(*split, strict=True)
-        ]
-        return pa.array(joined, pa.list_(pa.string()))
+        return pa.array(joined_values(sources), pa.list_(pa.string()))
     if wanted == catalogue.time:
         return _doubles(moments_of(sources[0]))
     if wanted == catalogue.price:
         numbers = numbers_of(sources[0])
         return _doubles(np.full(len(sources[0]), np.nan) if numbers is None else numbers)
     if wanted == catalogue.seller:  # often a number, which a file's empty cells make 7.0
-        return pa.array(_clean([one or "" for one in identifiers(sources[0])]), pa.string())
-    return pa.array(_clean(texts(sources[0])), pa.string())
+        return pa.array(clean_texts([one or "" for one in identifiers(sources[0])]), pa.string())
+    return pa.array(clean_texts(texts(sources[0])), pa.string())
 
 
 def _array(cells: Column) -> pa.Array:
     """Whole numbers, numbers or texts, whichever all cells are; empty cells are null."""
     numbers = numbers_of(cells)
     if numbers is None:
-        return pa.array(_clean(texts(cells)), pa.string())
+        return pa.array(clean_texts(texts(cells)), pa.string())
     present = numbers[~np.isnan(numbers)]
     if np.isinf(present).any() or (np.abs(present) > 2**53).any():
-        return pa.array(_clean(texts(cells)), pa.string())
+        return pa.array(clean_texts(texts(cells)), pa.string())
     if (present == np.floor(present)).all():
         return pa.array(np.nan_to_num(numbers).astype(np.int64), mask=np.isnan(numbers))
     return _doubles(numbers)
@@ -359,11 +361,6 @@ def _array(cells: Column) -> pa.Array:
 def _doubles(numbers: Doubles) -> pa.Array:
     finite = np.isfinite(numbers)
     return pa.array(np.where(finite, numbers, 0.0), mask=~finite)
-
-
-def _clean(cells: Sequence[str]) -> list[str | None]:
-    """Texts that UTF-8 can write, None for the empty ones."""
-    return [cell.encode("utf-8", "replace").decode() if cell else None for cell in cells]
 
 
 def _take(cells: Column, kept: Sequence[int]) -> Column:

@@ -19,7 +19,8 @@ Read interactions, items and users from a folder (or interactions from one file)
 
 Columns are USER_ID, ITEM_ID, TIMESTAMP[, EVENT_TYPE, EVENT_VALUE, LOCATION], in any case; other usual names
 are recognised, and the report says which. A row that cannot be used is counted by reason and listed with its
-line in the quarantine folder. Columns such as GENDER or AGE are put aside unless you allow them by name."""
+line in the quarantine folder; so is an item that POST /api/items would refuse. Columns such as GENDER or AGE
+are put aside unless you allow them by name."""
 COLUMNS = ("user_id", "item_id", "timestamp", "event_type", "event_value", "location")
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from narrows.adapters.importer import ImportOptions, import_files
 from narrows.column_names import plain_name, sensitive_columns
+from narrows.errors import InvalidInput
 from narrows.importing import (
     ImportRefused,
     map_columns,
@@ -25,6 +26,7 @@ from narrows.importing import (
     split_values,
     strongest_type,
 )
+from narrows.item_upsert import parse_item
 from narrows.settings import App, Catalogue, EventType
 
 NOW = 1_700_000_000.0
@@ -227,6 +229,72 @@ def test_a_sellers_number_is_its_name(tmp_path: Path) -> None:
     report = import_files(folder, app, tmp_path / "data", ImportOptions({}, (), NOW), lambda *_: None)
     assert report["items"]["filled"]["seller"] == ["MERCHANT_ID"]
     assert [one["seller"] for one in _rows(tmp_path / "data", "items")] == ["7", None]
+
+
+TAGS = [f"tag-{n}" for n in range(10_000)]
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"categories": TAGS}, "bad categories"),
+    ({"categories": ["a", "t" * 257]}, "bad categories"),
+    ({"title": "x" * 20_001}, "bad title"),
+    ({"title": "a\0b"}, "bad title"),
+    ({"brand": "b" * 257}, "bad brand"),
+    ({"price": -1.0}, "bad price"),
+    ({"price": 1e39}, "bad price"),
+    ({"created_at": 4.2e9}, "bad created_at"),
+    ({"title": "t" * 19_999, "categories": ["\u00e9" * 250 + str(n) for n in range(99)]}, "bad item"),
+]
+
+
+@pytest.mark.parametrize(("said", "counted"), REFUSED, ids=[f"{n}" for n in range(len(REFUSED))])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_an_item_that_the_api_refuses_is_quarantined(
+    tmp_path: Path, said: dict[str, Any], counted: str, kind: str
+) -> None:
+    """With the field, the value and the remedy that the API answers; the others are kept."""
+    with pytest.raises(InvalidInput) as error:
+        parse_item({"item_id": "bad", **said}, CATALOGUE)
+    fields = dict.fromkeys(("item_id", "title", "categories", "brand", "price", "created_at"))
+    rows = [{**fields, **one} for one in ({"item_id": "a"}, {"item_id": "bad", **said}, {"item_id": "c"})]
+    folder = _folder(tmp_path, {"interactions.csv": "USER_ID,ITEM_ID,TIMESTAMP\nu1,a,1600000000\n"})
+    for row in rows:
+        row["categories"] = "|".join(row["categories"] or [])
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), folder / "items.parquet")
+    else:
+        with (folder / "items.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fields)
+            writer.writeheader()
+            writer.writerows(rows)
+    report, data = _run(folder, tmp_path)
+    assert (report["items"]["read"], report["items"]["accepted"]) == (3, 2)
+    assert report["items"]["reasons"] == {counted: 1}
+    assert [one["item_id"] for one in _rows(data, "items")] == ["a", "c"]
+    csv.field_size_limit(1_000_000)
+    with (data.parent / "quarantine/items.csv").open(newline="", encoding="utf-8") as file:
+        (refused,) = csv.DictReader(file)
+    assert refused["reason"] == f"{counted}: {error.value}"
+
+
+def test_what_is_no_number_or_moment_is_missing(tmp_path: Path) -> None:
+    """As files have it, where the API would refuse it; nor does a byte of another encoding cost an item."""
+    items = b"ITEM_ID,TITLE,CATEGORY,PRICE,CREATED_AT\ni1,caf\xe9,a||a,n/a,soon\ni2, ,,,\n"
+    folder = _folder(tmp_path, {"interactions.csv": "USER_ID,ITEM_ID,TIMESTAMP\nu1,i1,1600000000\n"})
+    (folder / "items.csv").write_bytes(items)
+    report, data = _run(folder, tmp_path)
+    assert report["items"]["reasons"] == {}
+    assert [(one["title"], one["created_at"]) for one in _rows(data, "items")] == [
+        ("caf?", None),
+        (" ", None),
+    ]
+
+
+def test_a_refused_item_takes_no_id(tmp_path: Path) -> None:
+    """A later row of the same item is kept."""
+    interactions = "USER_ID,ITEM_ID,TIMESTAMP\nu1,i1,1600000000\n"
+    items = "ITEM_ID,PRICE\ni1,-1\ni1,2\ni1,3\n"
+    report, data = _run(_folder(tmp_path, {"interactions.csv": interactions, "items.csv": items}), tmp_path)
+    assert [(one["item_id"], one["price"]) for one in _rows(data, "items")] == [("i1", 2.0)]
+    assert report["items"]["reasons"] == {"bad price": 1, "id seen before with other values": 1}
 
 
 def test_files_of_a_folder_with_different_columns_are_joined(tmp_path: Path) -> None:
