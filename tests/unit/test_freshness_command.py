@@ -10,7 +10,7 @@ import pytest
 
 from narrows.cli import main
 from narrows.cli.console import CommandFailed, Progress
-from narrows.cli.freshness import CREATED, SUPPRESSED, Index, Probes
+from narrows.cli.probes import CREATED, LEFT_OUT_AT_MOST, SUPPRESSED, Index, Probes
 from narrows.settings import App, load_app
 
 APPS = Path(__file__).parents[2] / "apps"
@@ -188,6 +188,32 @@ def test_an_answer_without_its_sources_says_nothing(app: App) -> None:
     assert report["answers_left_out"] == report["answers"] // 3
     assert report[CREATED]["p99"] == pytest.approx(9.0, abs=0.4)
     assert report[SUPPRESSED]["p50"] == pytest.approx(3.0, abs=0.4)
+
+
+@pytest.mark.parametrize(("late_every", "ok"), [(0, True), (31, True), (9, False), (3, False)])
+def test_where_too_many_answers_say_nothing_nothing_is_proved(app: App, late_every: int, ok: bool) -> None:
+    """Delays within the targets are those of the other answers; the reasons name the surfaces."""
+    api = DelayedApi(9.0, 1.5)
+    api.late_every = late_every
+    _, report = measured(app, api)
+    assert report["ok"] is ok
+    assert report[CREATED]["p99"] < 60.0
+    share = report["answers_left_out"] / report["answers"]
+    assert (share <= LEFT_OUT_AT_MOST) is ok
+    assert all("answers are left out, more than 5%" in reason for reason in report["reasons"])
+    assert bool(report["reasons"]) is not ok
+
+
+def test_one_surface_is_not_hidden_by_the_others(app: App) -> None:
+    """Two are asked in turn, and every fourth answer is late: every other one of the second."""
+    api = DelayedApi(9.0, 1.5)
+    probes = Probes(app, api, api.clock, api.sleep, run="7")
+    first, second = probes.surfaces
+    for number in range(40):
+        api.late_every = 1 if number % 4 == 3 else 0
+        probes._look((first, second)[number % 2])
+    (reason,) = [one for one in probes.report()["reasons"] if "left out" in one]
+    assert reason == f"{second}: 10 of 20 answers are left out, more than 5%: its sources miss their deadline"
 
 
 def test_a_refused_probe_ends_the_measurement(app: App) -> None:
