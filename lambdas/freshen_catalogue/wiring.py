@@ -17,7 +17,8 @@ from narrows.adapters.items import DynamoItemTable
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.snapshots import LiveSnapshot, SnapshotCopy
 from narrows.adapters.text_encoders import text_encoder
-from narrows.freshening import ItemVerdict, StreamOutcome, freshen, freshen_stream
+from narrows.freshening import ItemVerdict, freshen
+from narrows.item_stream import StreamOutcome, freshen_stream
 from narrows.settings import environment, load_app
 
 

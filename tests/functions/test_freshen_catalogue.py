@@ -19,7 +19,8 @@ from narrows.adapters.items import DynamoItemTable
 from narrows.adapters.s3 import S3Objects
 from narrows.control import Pointer, model_pointer, snapshot_pointer
 from narrows.errors import StoreUnavailable
-from narrows.freshening import QUARANTINE, SEND_AGAIN, ItemEntry
+from narrows.freshening import SEND_AGAIN, ItemEntry
+from narrows.item_stream import QUARANTINE
 from narrows.ranking import ModelManifest, write_manifest
 from narrows.snapshot import write_base
 from tests.contract.tables import create_bucket, create_table

@@ -18,8 +18,8 @@ from narrows.freshening import (
     ItemWrite,
     RowBlock,
     freshen,
-    freshen_stream,
 )
+from narrows.item_stream import freshen_stream
 from narrows.policy import Change
 from narrows.settings import load_app
 
