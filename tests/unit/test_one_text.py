@@ -24,6 +24,7 @@ from narrows.settings import App, load_app
 from narrows.snapshot import ItemSnapshot, open_base, open_snapshot, write_base
 from narrows.snapshot_feed import change_of, empty_base
 from narrows.sources.content import ContentSource, Params
+from narrows.sources.rows import PlacedVectors
 from narrows.text_vectors import TEXT_BYTES, documents
 from sagemaker_jobs import training_set
 
@@ -58,7 +59,8 @@ class Reader:
         self.read += texts
         return np.ones((len(texts), 2), np.float32)
 
-    embed = encode
+    def embed(self, _: Sequence[str] | Rows, texts: Sequence[str]) -> Floats:
+        return self.encode(texts)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_everyone_reads_the_same_of_an_item(app: App, tmp_path: Path) -> None:
     change.write(tmp_path / "live" / "delta-000001.npz", live, "s0+1")
     base = published(app, tmp_path / "base", ITEM)
     placing, building = Reader(), Reader()
-    source = ContentSource(np.full((1, 2), np.nan, np.float32), placing, Params())
+    source = ContentSource(unplaced(1), placing, Params())
     with_newest({"content": source}, base)
     build_index(MemoryIndexVersions(), "m1", network(building), lambda: base, lambda: None)
     assert trained == read == placing.read == building.read == [SAID]
@@ -122,10 +124,16 @@ class Bound:
     """What the index's build asks of a network over a snapshot's rows."""
 
     def __init__(self, reader: Reader, size: int) -> None:
-        self.reader, self.vectors = reader, np.full((size, 2), np.nan, np.float32)
+        self.reader, self.placed = reader, unplaced(size)
+        self.vectors = self.placed.vectors
 
     def place(self, rows: Rows, texts: Sequence[str]) -> None:
-        self.vectors[rows] = self.reader.encode(texts)
+        self.placed.write(rows, texts, self.reader.embed, None)
+
+
+def unplaced(size: int) -> PlacedVectors:
+    """Rows of which nothing has been read."""
+    return PlacedVectors(np.full((size, 2), np.nan, np.float32), np.full(size, np.nan))
 
 
 def test_a_long_text_is_cut_alike(app: App, tmp_path: Path) -> None:
