@@ -128,6 +128,9 @@ class IndexVersions(Protocol):
     def drop(self, version: str) -> None:
         """Delete one that is not live; InvalidInput for the live one; nothing happens where there is none."""
 
+    def discard(self) -> None:
+        """Delete all of them, the live one too: for whoever made them to measure, and has measured."""
+
 
 @dataclass(eq=False)
 class WatchedIndex:

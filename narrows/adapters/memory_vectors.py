@@ -130,6 +130,10 @@ class MemoryIndexVersions:
             self._whole.pop(version, None)
             self._building.pop(version, None)
 
+    def discard(self) -> None:
+        with self._lock:
+            self._building, self._whole, self._live = {}, {}, None
+
     def states(self) -> dict[str, str]:
         live = self._live.version if self._live is not None else None
         whole = {version: LIVE if version == live else WHOLE for version in self._whole}

@@ -121,6 +121,10 @@ class OpenSearchIndexVersions:
         if version in states:
             self._delete(version)
 
+    def discard(self) -> None:
+        for version in self._there().states:
+            self._delete(version)
+
     def _there(self, timeout_s: float = CHANGE_S) -> _There:
         """What the cluster holds under our name, in one round trip."""
         with asking(None):

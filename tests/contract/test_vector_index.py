@@ -253,6 +253,20 @@ class IndexVersionsContract:
         versions.drop("v3")
         assert dict(versions.states()) == {"v1": "live", "v2": "whole"}
 
+    def test_all_can_be_discarded(self, versions: IndexVersions) -> None:
+        """The live one too; what comes later under the same name knows nothing of them."""
+        fill(versions, "v1", 1)
+        fill(versions, "v2", 2)
+        versions.create("v3", DIMENSION)
+        versions.discard()
+        assert dict(versions.states()) == {}
+        with pytest.raises(IndexGone, match="there is none"):
+            versions.open()
+        fill(versions, "v1", 4)
+        assert versions.open().search(unit(1), 2).rows.tolist() == [[4, -1]]
+        versions.discard()
+        versions.discard()
+
     def test_a_finished_index_is_not_begun_again(self, versions: IndexVersions) -> None:
         """An unfinished one is, and nothing of its first beginning is left."""
         versions.create("v1", DIMENSION).upsert(rows(7), unit(1))
