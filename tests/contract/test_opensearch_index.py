@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from opensearchpy import OpenSearch
 
 from narrows.adapters.memory_vectors import MemoryVectorIndex
 from narrows.adapters.opensearch import connect, mapping
+from narrows.adapters.opensearch_figures import OpenSearchFigures
 from narrows.adapters.opensearch_versions import OpenSearchIndexVersions
 from narrows.errors import InvalidInput, StoreUnavailable
 from narrows.index_settings import IndexSettings
@@ -299,3 +302,36 @@ def _answer_in_time(index: VectorIndex, expected: list[list[int]]) -> bool:
 
 def _plain(settings: IndexSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in IndexSettings.__dataclass_fields__}
+
+
+@pytest.mark.local
+def test_the_server_tells_what_an_index_takes_and_does(client: OpenSearch, name: str) -> None:
+    """Files that grow with what is in, work that grows with each search; of other indexes nothing."""
+    figures, others = OpenSearchFigures(client, name), OpenSearchFigures(client, f"{name}-other")
+    assert re.fullmatch(r"OpenSearch \d+\.\d+\.\d+", figures.server())
+    index = opened(client, name)
+    empty, idle = figures.store_bytes(), figures.busy_ms()
+    index.upsert(np.arange(2000, dtype=np.int32), unit(2000))
+    index.refresh()
+    for question in unit(200, 3):
+        index.search(question, 100)
+    assert figures.store_bytes() > empty + 2000 * DIMENSION * 4
+    assert 200 * 60_000 > figures.busy_ms() - idle > 0.0
+    assert np.isnan(figures.graph_bytes())  # Lucene keeps no graphs apart
+    assert (others.store_bytes(), others.busy_ms()) == (0.0, 0.0)
+
+
+def test_graphs_are_those_of_the_indexes_under_the_name() -> None:
+    """On every node, in the plugin's kibibytes; nan where none of them is in memory."""
+
+    class Transport:
+        def perform_request(self, _method: str, _path: str, params: Any) -> Any:
+            assert params
+            one = {"compare-x-vectors-a-main": {"graph_memory_usage": 3}}
+            more = {"compare-x-vectors-a-fresh": {"graph_memory_usage": 1}}
+            live = {"shop-vectors-a-main": {"graph_memory_usage": 900}}
+            return {"nodes": {"n1": {"indices_in_cache": {**one, **live}}, "n2": {"indices_in_cache": more}}}
+
+    client: Any = SimpleNamespace(transport=Transport())
+    assert OpenSearchFigures(client, "compare-x").graph_bytes() == 4 * 1024
+    assert np.isnan(OpenSearchFigures(client, "compare-y").graph_bytes())
