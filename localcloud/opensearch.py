@@ -15,16 +15,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from localcloud import jars
+from localcloud.home import StartError
 from localcloud.jars import JarMissing
+from localcloud.processes import end, ready_line, spawn
 from narrows.errors import NarrowsError
 
+ROOT = Path(__file__).resolve().parent.parent
 SOURCE = Path(__file__).with_name("OpenSearchNode.java")
 HEAP_MB = 512
+START_S, GLANCE_S = 120.0, 0.05
 OLDEST_JDK, NEWEST_JDK = 11, 23
 FLAGS = (
     "-Djava.awt.headless=true",
@@ -58,6 +64,46 @@ def command(
         str(java(environment)), f"-Xms{heap_mb}m", f"-Xmx{heap_mb}m", f"-Djava.io.tmpdir={home / 'tmp'}",
         *options, "-cp", path, str(SOURCE), str(home), str(port),
     ]  # fmt: skip
+
+
+def started(
+    home: Path, log: Path, environment: Mapping[str, str], *, port: int = 0, soon_ready: bool = False
+) -> tuple[subprocess.Popen[bytes], str]:
+    """(a node as a process of its own, its address), as soon as it answers; whoever asked for it ends it.
+
+    JarMissing or JdkMissing where it cannot start, StartError with the log's last line where it does not.
+    """
+    arguments = ["--home", str(home), "--port", str(port), *(["--soon-ready"] if soon_ready else [])]
+    command(home, port, environment)
+    offset = log.stat().st_size if log.exists() else 0
+    process = spawn("localcloud.opensearch", arguments, log=log, environment=environment, cwd=ROOT)
+    until = time.monotonic() + START_S
+    try:
+        while (ready := ready_line(log, offset)) is None:
+            if process.poll() is not None or time.monotonic() > until:
+                said = log.read_bytes()[offset:].decode(errors="replace").split("\n")
+                last = next((line for line in reversed(said) if line.strip()), "it said nothing")
+                raise StartError(f"OpenSearch did not start: {last.strip()} (all of it: {log})")
+            time.sleep(GLANCE_S)
+    except BaseException:
+        end(process)
+        raise
+    return process, f"http://127.0.0.1:{ready['port']}"
+
+
+@contextmanager
+def running(folder: Path, environment: Mapping[str, str]) -> Iterator[str]:
+    """The address of a node that lives as long as the context; all that stays of it is its log in `folder`.
+
+    It is for measuring, with both of Java's compilers. Errors are those of `started`.
+    """
+    home = folder / "node"
+    process, url = started(home, folder / "node.log", environment)
+    try:
+        yield url
+    finally:
+        end(process)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 def java(environment: Mapping[str, str]) -> Path:

@@ -23,7 +23,9 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from localcloud.processes import end, ready_line, spawn
+from localcloud.opensearch import started as started_node
+from localcloud.processes import end
+from narrows.errors import NarrowsError
 from narrows.index_settings import Engine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,18 +174,13 @@ class OpenSearchNode:
 
     def start(self) -> None:
         """Start it, and wait until it answers; what the log says last where it does not."""
-        log = self._home / "node.log"
-        offset = log.stat().st_size if log.exists() else 0
-        arguments = ["--home", str(self._home), "--port", str(self._port), "--soon-ready"]
-        self._process = spawn(
-            "localcloud.opensearch", arguments, log=log, environment=_without_aws(os.environ), cwd=ROOT
-        )
-        until = time.monotonic() + START_WITHIN_S
-        while ready_line(log, offset) is None:
-            if self._process.poll() is not None or time.monotonic() > until:
-                self.stop()
-                unavailable("OpenSearch", log.read_bytes()[-500:].decode(errors="replace").strip())
-            time.sleep(0.05)
+        environment = _without_aws(os.environ)
+        try:
+            self._process, _ = started_node(
+                self._home, self._home / "node.log", environment, port=self._port, soon_ready=True
+            )
+        except NarrowsError as error:
+            unavailable("OpenSearch", str(error))
 
     def kill(self) -> None:
         """As a machine that fails: no warning, no farewell."""

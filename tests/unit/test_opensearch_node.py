@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from localcloud import jars, opensearch
+from localcloud.home import StartError
 from localcloud.jars import JarMissing
-from localcloud.opensearch import JdkMissing, command, java
+from localcloud.opensearch import JdkMissing, command, java, running, started
+from tests import servers
 
 
 def stand_in(folder: Path, version: str) -> Path:
@@ -66,3 +71,29 @@ def test_the_check_starts_nothing() -> None:
     asked = [sys.executable, "-m", "localcloud.opensearch", "--check"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
     assert "OpenSearch would run on" in done.stdout or "install one" in done.stderr
+
+
+def test_a_node_that_does_not_come_up_says_why(tmp_path: Path) -> None:
+    """The last line of its log, and where the rest is; nothing of it runs on."""
+    try:
+        command(tmp_path, 0, os.environ)
+    except (JarMissing, JdkMissing) as error:
+        pytest.skip(str(error))
+    home = tmp_path / "node"
+    home.mkdir()
+    (home / "data").write_text("no folder")
+    with pytest.raises(StartError, match=r"OpenSearch did not start: .*node\.log"):
+        started(home, tmp_path / "node.log", os.environ)
+
+
+@pytest.mark.local
+def test_a_node_for_a_while_leaves_its_log_alone(tmp_path: Path) -> None:
+    """It answers inside, and outside neither it nor its data are there."""
+    try:
+        with running(tmp_path, os.environ) as url:
+            assert json.load(urllib.request.urlopen(url, timeout=10))["tagline"]
+    except (JarMissing, JdkMissing) as error:
+        servers.unavailable("OpenSearch", str(error))
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["node.log"]
