@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from narrows.adapters.tables import write_training_data
 from narrows.cli.console import CommandFailed, Console
 from narrows.cli.demo import event_count
 from narrows.cli.places import Places
+from narrows.cli.search_node import search_node
 from narrows.cli.steps import Steps
 from narrows.cli.train import run_job, tuning_seconds
 from narrows.evaluation.stacks import STACKS, Stack, stacks_of
@@ -28,10 +31,40 @@ same ranker, and what they cost: recall by group of requests, NDCG@10, business 
 staleness, cost, features and jobs; then a verdict, what would change it, and what the funnel detector finds.
 
 What `narrows import` brought is taken; without it, or with --simulate, the simulator makes a market for the
-app, a third of its visits anonymous. Only there is it known what a slate is truly worth."""
+app, a third of its visits anonymous. Only there is it known what a slate is truly worth.
+
+Where an app's vectors lie in OpenSearch, the two towers are measured there: on the node that SEARCH_URL names
+(with SEARCH_ENGINE, else the app's engine; signed in AWS_REGION for a domain of Amazon's), in indexes of its
+own that are gone afterwards; else on one that is started here for as long as it takes. Without a node its
+figures are missing, with the reason."""
 BUDGET_S = 180.0
 SHARES = {"counted": 0.2, "learned": 0.6, "compare": 0.2}
 """Of the budget: the counted sources side by side, the learned ones one by one, the ranker's trees."""
+KINDS = {
+    "lost": "more is found, and lost on the way",
+    "clean": "more is found, and kept",
+    "no_rise": "no more is found",
+    "no_verdict": "not decided",
+}
+SOONEST = {
+    "own_click": "own click",
+    "new_item": "new item, for a known visitor",
+    "new_item_shown": "new item, for all alike",
+    "learned": "what visitors did",
+}
+CLOCKS = {"wall": "wall time", "processor": "of one processor"}
+ON_NODES = {"files": "index files", "graphs": "graphs in memory"}
+FIGURES = {
+    "business_per_1000": "clicks, conversions, revenue and margin",
+    "retrieval_ms": "retrieval time",
+    "build_s.index": "time to build the index",
+    "node_bytes": "size on the node",
+    "node_bytes.graphs": "graphs in memory",
+    "new_item": "until a new item counts",
+    "cost_per_million_usd": "cost",
+}
+"""What is not known, in the table's words; a group has its own."""
+LENGTHENED = "what else runs here lengthens both stacks' times"
 UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -84,16 +117,10 @@ def run(arguments: argparse.Namespace, places: Places, console: Console) -> Mapp
     jobs = list(dict.fromkeys(job for stack in stacks for job in stack.jobs))
     learned = [job for job in jobs if job.removeprefix("train_") in LEARNED_SOURCES]
     counted = [job for job in jobs if job not in learned]
-    work = _Comparison(places, app, arguments, Steps(console, 3 + len(learned)))
-    log = work.data()
-    work.steps.begin("sources", f"{' and '.join(counted)}, side by side")
-    with ThreadPoolExecutor(len(counted)) as pool:
-        list(pool.map(work.train, counted, [SHARES["counted"]] * len(counted)))
-    for job in learned:  # one after the other, since each takes every processor
-        work.steps.begin(job.removeprefix("train_"), "trained on every history")
-        work.train(job, SHARES["learned"] / len(learned))
-    report = {**work.compare(stacks), "log": log}
-    work.steps.end()
+    nodes = int(app.tiers["vectors"] == "opensearch")
+    work = _Comparison(places, app, arguments, Steps(console, 3 + nodes + len(learned)))
+    with work.node() as search:
+        report = work.report(stacks, counted, learned, search)
     report["seconds"] = {name: round(value, 1) for name, value in work.steps.seconds.items()}
     for line in lines_of(report):
         console.say(line) if isinstance(line, str) else console.table(*line)
@@ -111,6 +138,33 @@ class _Comparison:
         self._data = places.data(app.name)
         imported = (self._data / "interactions").is_dir() and not arguments.simulate
         self._plan = None if imported else MarketPlan(seed=arguments.seed, events=arguments.events)
+
+    @contextmanager
+    def node(self) -> Iterator[Mapping[str, str]]:
+        """What the job must know of the node where an app's vectors lie; one is started if there is none."""
+        if self._app.tiers["vectors"] == "opensearch":
+            self.steps.begin("node", "of OpenSearch, where the app's vectors lie")
+        with search_node(self._app, self._folder / "opensearch", os.environ, self.steps) as search:
+            yield search
+
+    def report(
+        self,
+        stacks: Sequence[Stack],
+        counted: Sequence[str],
+        learned: Sequence[str],
+        search: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """Train all sources and compare the stacks."""
+        log = self.data()
+        self.steps.begin("sources", f"{' and '.join(counted)}, side by side")
+        with ThreadPoolExecutor(len(counted)) as pool:
+            list(pool.map(self.train, counted, [SHARES["counted"]] * len(counted)))
+        for job in learned:  # one after the other, since each takes every processor
+            self.steps.begin(job.removeprefix("train_"), "trained on every history")
+            self.train(job, SHARES["learned"] / len(learned))
+        report = {**self.compare(stacks, search), "log": log}
+        self.steps.end()
+        return report
 
     def data(self) -> dict[str, Any]:
         """Where the log comes from; a market's is made and written here."""
@@ -133,7 +187,7 @@ class _Comparison:
         budget_s = self._asked.budget * share
         self._run(job, {"training": self._data}, self._folder / "sources" / job, budget_s=budget_s)
 
-    def compare(self, stacks: Sequence[Stack]) -> dict[str, Any]:
+    def compare(self, stacks: Sequence[Stack], search: Mapping[str, str]) -> dict[str, Any]:
         """Run the comparison; returns its report."""
         names = [stack.name for stack in stacks]
         self.steps.begin("compare", f"{' and '.join(names)} behind one ranker")
@@ -146,6 +200,7 @@ class _Comparison:
             surface=self._asked.surface,
             market=asdict(self._plan) if self._plan else {},
             requests_per_s=self._asked.requests_per_second,
+            search=search,
         )
         report: dict[str, Any] = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
         return report
@@ -158,25 +213,45 @@ class _Comparison:
 def lines_of(report: Mapping[str, Any]) -> Iterator[str | tuple[Sequence[str], Sequence[Sequence[str]]]]:
     """The report for people: lines of text, and (heads, rows) of its table."""
     stacks: Mapping[str, Any] = report["stacks"]
-    left_out = ", ".join(f"{why.replace('_', ' ')}: {count:,}" for why, count in report["excluded"].items())
+    left_out = ", ".join(f"{count:,} ({why.replace('_', ' ')})" for why, count in report["excluded"].items())
     where = f"{report['app']}, {report['surface']}"
-    yield f"{where}: the last events of {report['users']:,} visitors; not asked: {left_out}"
+    whose = "of a simulated market" if report["simulated"] else "of the imported data"
+    yield f"{where}: the last events of {report['users']:,} visitors {whose}; not asked: {left_out}"
     yield ("", *stacks), [(name, *cells) for name, cells in _rows(report, list(stacks.values()))]
-    undefined = {why: name for one in stacks.values() for name, why in one["undefined"].items()}
-    for why, name in undefined.items():
-        yield f"{name}: not known, {why}"
+    yield from _remarks(report["clock"], stacks)
     for name, group in report["groups"].items():
         yield f"{name}: {group['meaning']} ({group['users']:,} visitors)"
     yield f"\n{report['verdict']}"
     yield "What would change it:"
     yield from (f"  - {one}" for one in report["would_change"])
-    yield "\nThe funnel, a request:"
     first, second = stacks
+    yield f"\nThe funnel, means a request; the difference is {second} less {first}, with 95%:"
     yield ("stage", first, second, "difference"), list(_stages(report["funnel"]["stages"]))
     ways = [f"{first} -> {second}", f"{second} -> {first}"]
     findings = {way: report["funnel"][way] for way in ways}
     way = next((way for way in ways if findings[way]["kind"] != "no_rise"), ways[0])
-    yield f"{way}: {findings[way]['kind'].replace('_', ' ')}; {findings[way]['reason']}"
+    yield f"{way}: {KINDS[findings[way]['kind']]}; {findings[way]['reason']}"
+
+
+def _remarks(clock: str, stacks: Mapping[str, Any]) -> Iterator[str]:
+    for stack, one in stacks.items():
+        if one["index"]["note"]:
+            yield f"vector index of {stack}: {one['index']['note']}"
+    if clock == "wall":
+        yield f"wall time: another process searches the vectors; {LENGTHENED}"
+    yield from _unknown(stacks)
+
+
+def _unknown(stacks: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each reason, with the figures and the stacks of which it is true."""
+    lines: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
+    for stack, one in stacks.items():
+        for figure, why in one["undefined"].items():
+            figures, names = lines.setdefault(why, ({}, {}))
+            figures[FIGURES.get(figure, figure)] = names[stack] = None
+    for why, (figures, names) in lines.items():
+        of = "" if len(names) == len(stacks) else f" of {', '.join(names)}"
+        yield f"{', '.join(figures)}{of}: not known, {why}"
 
 
 def _rows(report: Mapping[str, Any], stacks: Sequence[Any]) -> Iterator[tuple[str, list[str]]]:
@@ -192,25 +267,23 @@ def _rows(report: Mapping[str, Any], stacks: Sequence[Any]) -> Iterator[tuple[st
     for name in stacks[0]["business_per_1000"]:
         yield f"{name}, 1,000 slates", [_interval(one["business_per_1000"][name]) for one in stacks]
     own = [one["with_own_scores"] for one in stacks]
-    yield "NDCG@10, own scores ranked", [_number(one["ndcg_at_10"]["overall"]) for one in own]
+    yield "NDCG@10, own ranker", [_number(one["ndcg_at_10"]["overall"]) for one in own]
     for name in ("conversions", "margin"):
-        yield f"{name}, own scores ranked", [_interval(one["business_per_1000"][name]) for one in own]
+        yield f"{name}, 1,000 slates, own ranker", [_interval(one["business_per_1000"][name]) for one in own]
+    yield "vector index", [one["index"]["on"] or "-" for one in stacks]
     for name in ("p50", "p99"):
-        yield (
-            f"retrieval {name} (ms of one processor)",
-            [_number(one["retrieval_ms"][name]) for one in stacks],
-        )
+        row = f"retrieval {name} (ms, {CLOCKS[report['clock']]})"
+        yield row, [_number(one["retrieval_ms"][name]) for one in stacks]
     yield "training (s)", [_number(_training_s(one["build_s"]), 1) for one in stacks]
-    yield "vector index (s)", [_number(one["build_s"]["index"], 3) for one in stacks]
-    yield "memory (MB)", [_number(one["memory_bytes"] / 1e6, 1) for one in stacks]
+    yield "vector index, until live (s)", [_number(one["build_s"]["index"], 3) for one in stacks]
+    yield "memory of a process (MB)", [_number(one["memory_bytes"] / 1e6, 1) for one in stacks]
+    for name, said in ON_NODES.items() if report["vectors"] == "opensearch" else ():
+        yield f"on the node: {said} (MB)", [_number(_mega(one["node_bytes"][name]), 1) for one in stacks]
     for name in stacks[0]["staleness_s"]:
-        yield (
-            f"until it counts: {name.replace('_', ' ')}",
-            [_span(one["staleness_s"][name]) for one in stacks],
-        )
+        yield f"until it counts: {SOONEST[name]}", [_span(one["staleness_s"][name]) for one in stacks]
     for name in stacks[0]["cost_per_million_usd"]:
         yield (
-            f"$ a million requests: {name}",
+            f"$ a million retrievals: {name}",
             [_number(one["cost_per_million_usd"][name], 4) for one in stacks],
         )
     yield "declared features", [str(one["features"]["declared"]) for one in stacks]
@@ -233,6 +306,10 @@ def _training_s(build_s: Mapping[str, float | None]) -> float | None:
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def _mega(count: float | None) -> float | None:
+    return None if count is None else count / 1e6
 
 
 def _interval(found: Mapping[str, float | None]) -> str:

@@ -21,6 +21,8 @@ RECALL_AT = (10, 100, 300)
 HEAD_SHARE = 0.5
 NEW_ITEM_S = 7 * 86_400.0
 A_THOUSAND = 1000.0
+NO_INDEX = "none"
+"""What a stack searches whose sources compare every item, since they are few, or no vectors at all."""
 NO_CREATION = "the catalogue has no creation times"
 NO_TRUTH = "only a simulated market knows what a slate is truly worth; the data were imported"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from narrows.evaluation.comparison import Answers, Group
+from narrows.evaluation.comparison import NO_INDEX, Answers, Group
 from narrows.evaluation.funnel import StageChange, widest
 from narrows.evaluation.metrics import Values, interval, mean
 
@@ -24,7 +24,8 @@ SOONER_S = 1.0
 class Terms:
     """What else a verdict tells of a stack; seconds, milliseconds, dollars a million requests.
 
-    `recall` is that of the candidates which the ranker gets.
+    `recall` is that of the candidates which the ranker gets; `index` says what its vectors are searched in,
+    None where that could not be had and every item was compared. What was not measured is nan.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Terms:
     time_allowed_ms: float
     new_item_s: float
     cost_per_million: float
+    index: str | None = NO_INDEX
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,16 @@ def verdict(decision: Decision, baseline: Terms, variant: Terms) -> str:
         said.append(
             f"Behind rankers that read each stack's own scores {_own_said(decision, baseline, variant)}."
         )
-    return " ".join(said)
+    return " ".join([*said, *_measured_on(baseline), *_measured_on(variant)])
+
+
+def _measured_on(one: Terms) -> list[str]:
+    if one.index == NO_INDEX:
+        return []
+    if one.index is None:
+        without = "it compared every item, and its time and cost are not known"
+        return [f"{one.name} was measured without its index: {without}."]
+    return [f"{one.name} was measured on {one.index}."]
 
 
 def _better(change: StageChange, baseline: Terms, variant: Terms) -> Terms | None:
@@ -123,7 +134,7 @@ def _favours(winner: Terms | None, baseline: Terms, variant: Terms) -> list[str]
 def _ahead(one: Terms, other: Terms) -> list[str]:
     found = []
     if one.recall > other.recall:
-        found.append(f"recall ({one.recall:.4f} against {other.recall:.4f})")
+        found.append(f"recall of its candidates ({one.recall:.4f} against {other.recall:.4f})")
     if one.new_item_s < other.new_item_s - SOONER_S:
         found.append(f"new items ({one.new_item_s:,.0f} s against {other.new_item_s:,.0f} s)")
     if one.cost_per_million < other.cost_per_million:
@@ -141,7 +152,7 @@ def would_change(
         found += _turned_by(name, group, decision.gained, (baseline.name, variant.name))
     return [
         *found,
-        _price(decision, baseline, variant),
+        *_price(decision, baseline, variant),
         *_new_items(*sorted((variant, baseline), key=lambda one: -one.new_item_s)),
         *_time(baseline),
         *_time(variant),
@@ -187,8 +198,11 @@ def _turned_by(name: str, group: Group, gained: Values, names: Sequence[str]) ->
     ]
 
 
-def _price(decision: Decision, baseline: Terms, variant: Terms) -> str:
+def _price(decision: Decision, baseline: Terms, variant: Terms) -> list[str]:
     more = variant.cost_per_million - baseline.cost_per_million
+    if not np.isfinite(more):
+        unknown = [one.name for one in (baseline, variant) if not np.isfinite(one.cost_per_million)]
+        return [f"price: not known, since that of {' and '.join(unknown)} was not measured"]
     dear, cheap = (variant, baseline) if more > 0 else (baseline, variant)
     said = (
         f"price: {dear.name} costs {_dollars(abs(more))} more a million requests than {cheap.name}; it pays "
@@ -196,8 +210,8 @@ def _price(decision: Decision, baseline: Terms, variant: Terms) -> str:
     )
     gained = mean(decision.gained) * (1.0 if more > 0 else -1.0)
     if not decision.simulated or not np.isfinite(gained):
-        return said
-    return f"{said}, and these bring {'-' if gained < 0 else ''}${abs(gained):.2g} more"
+        return [said]
+    return [f"{said}, and these bring ${abs(gained):.2g} {'less' if gained < 0 else 'more'}"]
 
 
 def _new_items(slow: Terms, quick: Terms) -> list[str]:

@@ -10,6 +10,7 @@ import sagemaker_jobs  # noqa: F401  # first: it sets how many threads numpy tak
 
 # isort: split
 import json
+import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,9 +40,12 @@ from narrows.evaluation.stacks import Stack, jobs_of, needed_jobs, runs_a_month,
 from narrows.evaluation.verdict import Decision, Terms, Trials, verdict, would_change
 from narrows.features.vectors import VectorSpec
 from narrows.market_tables import MarketPlan
+from narrows.ranking import Ranker
 from narrows.settings import App, Surface
+from sagemaker_jobs.compare.indexes import NO_WORK
 from sagemaker_jobs.compare.rankers import Training, train_rankers
 from sagemaker_jobs.compare.running import Running, missing_sources
+from sagemaker_jobs.compare.tiers import searching
 from sagemaker_jobs.compare.truth import Truth
 from sagemaker_jobs.container import Container, Progress, run, write_json
 from sagemaker_jobs.declared import Declared, declared_features
@@ -86,7 +90,10 @@ def compare(container: Container) -> None:
     surface, stacks = stacks_of(app, container.text("stacks").split(), container.text("surface"))
     log = _log(container, app)
     progress.say(f"{len(log.held):,} requests, left out: {dict(log.held.excluded)}")
-    with TemporaryDirectory() as scratch:
+    with (
+        TemporaryDirectory() as scratch,
+        searching(app, container.mapping("search"), progress) as tier,
+    ):
         folder = Path(scratch)
         build_s = _gathered(container.channel("sources"), folder)
         quotas = surface.rank_at_most
@@ -99,12 +106,9 @@ def compare(container: Container) -> None:
             container.number("budget_s", BUDGET_S),
         )
         rankers = train_rankers(log.data, stacks, past, present, training, folder / "rankers")
-        running = [Running.of(stack, present, folder / "indexes" / stack.name) for stack in stacks]
+        running = [Running.of(stack, present, folder / "indexes" / stack.name, tier) for stack in stacks]
         asked = [
-            [
-                [one.answers(log.held, ranker, surface, log.truth) for ranker in trials]
-                for trials in (rankers.same, own)
-            ]
+            _asked(one, log, surface, rankers.same, own)
             for one, own in zip(running, rankers.own, strict=True)
         ]
         progress.say(f"NDCG@10: {[[mean(mean_gain(trials)) for trials in kinds] for kinds in asked]}")
@@ -114,6 +118,14 @@ def compare(container: Container) -> None:
         content = _content(log, place, running, asked, training.seed)
     for target in (container.output_data, container.model):
         write_json(target / "comparison.json", finite(content))
+
+
+def _asked(
+    running: Running, log: Log, surface: Surface, same: Sequence[Ranker], own: Sequence[Ranker]
+) -> tuple[Trials, Trials]:
+    """The stack's answers behind the rankers of both stacks, and behind its own."""
+    found = running.answers(log.held, [*same, *own], surface, log.truth)
+    return found[: len(same)], found[len(same) :]
 
 
 def _log(container: Container, app: App) -> Log:
@@ -171,6 +183,8 @@ def _content(
         "excluded": dict(log.held.excluded),
         "requests_per_s": place.requests_per_s,
         "retrieved_at": place.surface.rank_at_most,
+        "vectors": place.app.tiers["vectors"],
+        "clock": "wall" if running[0].wall else "processor",
         "groups": {
             name: {"users": int(group.chosen.sum()), "meaning": group.meaning}
             for name, group in log.groups.items()
@@ -198,14 +212,16 @@ def _funnel(
 
 
 def _part(log: Log, place: Place, running: Running, same: Trials, own: Trials, seed: int) -> dict[str, Any]:
-    stack, app = running.stack, place.app
-    whole, search = running.times_ms(log.held)
+    stack, app, built = running.stack, place.app, running.built
+    times = running.times(log.held)
+    node_bytes, untold = built.node_bytes()
+    if len(times.retrieval) and math.isnan(times.search):
+        untold["cost_per_million_usd"] = NO_WORK
     placing, unplaced = running.placing(log.data.texts)
     stale = staleness(stack, app, place.build_s, placing)
-    on_nodes = app.tiers["vectors"] == "opensearch"
     load = Load(
-        retrieval_ms=mean(whole),
-        search_ms=mean(search) if on_nodes else 0.0,
+        retrieval_ms=mean(times.retrieval),
+        search_ms=times.search,
         held_bytes=running.bytes_held,
         training_s=sum(runs_a_month(app, job) * place.build_s[job] for job in stack.jobs),
         requests_per_s=place.requests_per_s,
@@ -216,6 +232,7 @@ def _part(log: Log, place: Place, running: Running, same: Trials, own: Trials, s
     )
     return {
         "sources": {quota.name: quota.quota for quota in stack.quotas},
+        "index": {"on": built.on, "note": built.note},
         "recall": recall_of(same[0].retrieved, log.groups),
         "ndcg_at_10": gain_of(same, log.groups),
         "ndcg_at_10_interval": [low, high],
@@ -224,16 +241,17 @@ def _part(log: Log, place: Place, running: Running, same: Trials, own: Trials, s
             "ndcg_at_10": gain_of(own, log.groups),
             "business_per_1000": business_of(own, np.random.default_rng(seed)),
         },
-        "retrieval_ms": {"p50": _quantile(whole, 0.5), "p99": _quantile(whole, 0.99)},
+        "retrieval_ms": {"p50": _quantile(times.retrieval, 0.5), "p99": _quantile(times.retrieval, 0.99)},
         "time_allowed_ms": min(one.share for one in stack.quotas if one.name in stack.own)
         * place.surface.deadline_ms,
-        "build_s": {**{job: place.build_s[job] for job in stack.jobs}, "index": running.index_s},
+        "build_s": {**{job: place.build_s[job] for job in stack.jobs}, "index": built.seconds},
         "memory_bytes": running.bytes_held,
+        "node_bytes": node_bytes,
         "staleness_s": {name: value for name, value in asdict(stale).items() if name != "undefined"},
         "cost_per_million_usd": cost_per_million(load),
         "features": {"declared": len(app.features), "ranker_columns": len(spec.names)},
         "jobs": needed_jobs(stack, place.jobs),
-        "undefined": {**_undefined(log), **stale.undefined, **unplaced},
+        "undefined": {**_undefined(log), **stale.undefined, **unplaced, **built.unmeasured, **untold},
     }
 
 
@@ -257,6 +275,7 @@ def _terms(stack: Stack, part: Mapping[str, Any], recall: float) -> Terms:
         part["time_allowed_ms"],
         part["staleness_s"]["new_item"],
         part["cost_per_million_usd"]["all"],
+        part["index"]["on"],
     )
 
 

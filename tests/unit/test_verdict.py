@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -44,7 +46,8 @@ def test_the_better_one_is_named_with_its_numbers() -> None:
     counted = verdict(decision(FALLEN, simulated=False), BEFORE, AFTER)
     assert counted.startswith("counted is better behind the same ranker: NDCG@10: ")
     assert counted.endswith(
-        "For learned speaks recall (0.5000 against 0.4000), new items (20 s against 86,400 s)."
+        "For learned speaks recall of its candidates (0.5000 against 0.4000), "
+        "new items (20 s against 86,400 s)."
     )
     ahead_in_all = Terms("better", 0.6, 1.0, 78.0, 20.9, 0.01)
     assert "speaks" not in verdict(decision(RISEN), AFTER, ahead_in_all)
@@ -69,6 +72,31 @@ def test_rankers_that_disagree_are_told() -> None:
     alike = decision(FALLEN)
     assert "own scores" not in verdict(alike, BEFORE, AFTER)
     assert would_change(alike, BEFORE, AFTER, {})[0].endswith("[-30.0%, -10.0%]; that leaves the verdict")
+
+
+def test_it_says_what_was_measured() -> None:
+    """Each stack that searches an index names it; one whose index was not there says so."""
+    on = replace(AFTER, index="OpenSearch 2.19.1, lucene hnsw")
+    said = verdict(decision(RISEN), BEFORE, on)
+    assert said.endswith("requests). learned was measured on OpenSearch 2.19.1, lucene hnsw.")
+    assert "measured on" not in verdict(decision(RISEN), BEFORE, AFTER)
+    nan = float("nan")
+    without = replace(AFTER, index=None, retrieval_p99_ms=nan, new_item_s=nan, cost_per_million=nan)
+    said = verdict(decision(RISEN), BEFORE, without)
+    assert said.endswith(
+        "over 1,000 visitors. learned was measured without its index: it compared every item, and its time "
+        "and cost are not known."
+    )
+    changes = would_change(decision(RISEN), BEFORE, without, {})
+    assert "price: not known, since that of learned was not measured" in changes
+    assert not any("nan" in one for one in changes)
+    assert not any(one.startswith("time: learned") for one in changes)
+
+
+def test_what_a_request_brings_less_is_said_so() -> None:
+    """The dearer one may earn less: no negative amount is "more"."""
+    (price,) = [one for one in would_change(decision(FALLEN), BEFORE, AFTER, {}) if one.startswith("price: ")]
+    assert price.endswith("brings $3e-08 more, and these bring $0.2 less")
 
 
 def test_without_requests_there_is_no_verdict() -> None:

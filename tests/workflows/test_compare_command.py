@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from narrows.adapters.opensearch import connect
 from narrows.cli import main
 from narrows.cli.compare import lines_of
 from narrows.cli.console import Console
@@ -18,20 +20,28 @@ from narrows.errors import InvalidInput
 from narrows.evaluation.comparison import NO_CREATION, NO_TRUTH
 from narrows.evaluation.funnel import STAGES
 from sagemaker_jobs.compare.__main__ import compare
+from sagemaker_jobs.compare.indexes import EMBEDDED, NO_GRAPHS, ON_NODES
 from sagemaker_jobs.container import Container
+from sagemaker_jobs.train_covisitation.__main__ import train
+from tests.servers import OpenSearchNode
 
+pytestmark = pytest.mark.local
 STACKS = ("traditional", "two_tower")
 COMPARED = ["compare", *STACKS, "--app", "shopnow", "--events", "2500", "--budget", "2"]
 GROUPS = {"overall", "head", "tail", "new_items", "new_visitors", "anonymous"}
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder that the command works in, and its report."""
+def compared(
+    tmp_path_factory: pytest.TempPathFactory, opensearch: OpenSearchNode
+) -> tuple[Path, dict[str, Any]]:
+    """The folder that the command works in, and its report; vectors lie on a node that was there before."""
     home = tmp_path_factory.mktemp("compared")
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setenv("NARROWS_HOME", str(home))
+        patch.setenv("SEARCH_URL", opensearch.url)
+        patch.setenv("SEARCH_ENGINE", opensearch.engine)
         assert main([*COMPARED, "--json"]) == 0
     return home / "apps" / "shopnow" / "compare", json.loads(said.getvalue())
 
@@ -73,6 +83,33 @@ def test_what_differs_is_what_the_stacks_are(compared: tuple[Path, dict[str, Any
     assert set(traditional["sources"]) & set(two_tower["sources"]) == {"popular", "fresh"}
 
 
+def test_the_two_towers_are_measured_on_the_node(compared: tuple[Path, dict[str, Any]]) -> None:
+    """Wall time, a build of a node's length, files on it and no vectors of an index in the process."""
+    report = compared[1]
+    traditional, two_tower = report["stacks"].values()
+    assert (report["vectors"], report["clock"]) == ("opensearch", "wall")
+    assert re.fullmatch(r"OpenSearch \d+\.\d+\.\d+, lucene hnsw", two_tower["index"]["on"])
+    assert two_tower["index"]["note"] == "shopnow's own engine is faiss"
+    assert traditional["index"]["on"] == "none"
+    assert two_tower["build_s"]["index"] > 0.05 > traditional["build_s"]["index"] == 0.0
+    assert two_tower["retrieval_ms"]["p50"] > 1.0  # no round trip to a server is as quick as a product
+    assert two_tower["node_bytes"]["files"] > 10_000 > 0.0 == traditional["node_bytes"]["files"]
+    assert two_tower["node_bytes"]["graphs"] is None
+    assert two_tower["undefined"]["node_bytes.graphs"] == NO_GRAPHS
+    assert not set(ON_NODES) & set(two_tower["undefined"])
+    assert report["verdict"].endswith(f"two_tower was measured on {two_tower['index']['on']}.")
+
+
+def test_nothing_is_left_on_the_node(
+    compared: tuple[Path, dict[str, Any]], opensearch: OpenSearchNode
+) -> None:
+    """Neither an index nor an alias of the comparison; what others have there is as it was."""
+    client = connect(opensearch.url, timeout_s=20.0)
+    assert compared[1]["stacks"]
+    assert client.indices.get(index="compare-*", params={"expand_wildcards": "all"}) == {}
+    client.close()
+
+
 def test_the_verdict_follows_from_the_difference(compared: tuple[Path, dict[str, Any]]) -> None:
     """A stack is better only where the interval says so; the funnel has all its stages."""
     report = compared[1]
@@ -111,9 +148,70 @@ def test_on_imported_data_nobody_knows_what_a_slate_is_worth(
         assert part["undefined"]["business_per_1000"] == NO_TRUTH
         assert part["recall"].keys() == simulated["stacks"][name]["recall"].keys()
         assert 0.0 < part["recall"]["overall"]["recall_at_100"] <= 1.0
+    assert "two_tower was measured without its index" in report["verdict"]
+    assert any(one.startswith("price: not known") for one in report["would_change"])
     stages = {one["stage"]: one for one in report["funnel"]["stages"]}
     assert (stages["margin"]["variant"], stages["margin"]["reason"]) == (None, "not measured")
     assert report["funnel"]["traditional -> two_tower"]["kind"] == "no_verdict"
+
+
+def test_without_a_node_its_figures_are_missing(
+    compared: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Null with the reason, for the stack that needs it alone: no other index is measured in its place."""
+    folder, simulated = compared
+    channels = {"training": folder / "data", "sources": folder / "sources"}
+    given = {"app": "shopnow", "stacks": " ".join(STACKS), "seed": 7, "budget_s": 0, "most_rows": 20_000}
+    given |= {"market": simulated["log"]["simulated"], "search": {"missing": "no Java on this machine"}}
+    compare(Container(tmp_path, tmp_path, tmp_path, tmp_path, channels, given))
+    report = json.loads((tmp_path / "comparison.json").read_text())
+    traditional, two_tower = report["stacks"].values()
+    assert two_tower["index"]["on"] is None
+    assert two_tower["retrieval_ms"] == {"p50": None, "p99": None}
+    assert two_tower["build_s"]["index"] is None
+    assert two_tower["node_bytes"] == {"files": None, "graphs": None}
+    assert two_tower["staleness_s"]["new_item"] is None
+    cost = two_tower["cost_per_million_usd"]
+    assert (cost["function"], cost["search"], cost["all"]) == (None, None, None)
+    reason = "no OpenSearch node: no Java on this machine"
+    assert {two_tower["undefined"][name] for name in ON_NODES} == {reason}
+    assert not set(ON_NODES) & set(traditional["undefined"])
+    assert two_tower["memory_bytes"] == simulated["stacks"]["two_tower"]["memory_bytes"]
+    assert 0.0 < two_tower["recall"]["overall"]["recall_at_100"] <= 1.0
+    assert None not in (traditional["retrieval_ms"]["p99"], traditional["cost_per_million_usd"]["all"])
+    text = _printed(report, capsys)
+    (line,) = [line for line in text.splitlines() if line.endswith(f" of two_tower: not known, {reason}")]
+    assert {"retrieval time", "time to build the index", "size on the node"} < set(line.split(", "))
+
+
+def test_an_embedded_app_is_measured_in_the_process(
+    compared: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same log for an app without nodes: its tier is named, nothing waits and nothing is on a node."""
+    folder, simulated = compared
+    sources, given = tmp_path / "sources", {"app": "media", "seed": 7, "budget_s": 0}
+    for job in ("train_als", "train_two_tower"):
+        shutil.copytree(folder / "sources" / job, sources / job)
+    counted, training = sources / "train_covisitation", {"training": folder / "data"}
+    train(Container(counted, counted, counted, counted, training, given))  # media counts more than shopnow
+    channels = {**training, "sources": sources}
+    given |= {"stacks": " ".join(STACKS), "most_rows": 20_000}
+    given |= {"market": simulated["log"]["simulated"], "search": {"missing": "nobody asks for one"}}
+    compare(Container(tmp_path, tmp_path, tmp_path, tmp_path, channels, given))
+    report = json.loads((tmp_path / "comparison.json").read_text())
+    two_tower = report["stacks"]["two_tower"]
+    assert (report["vectors"], report["clock"]) == ("embedded", "processor")
+    assert two_tower["index"] == {"on": EMBEDDED, "note": ""}
+    assert two_tower["node_bytes"] == {"files": 0.0, "graphs": 0.0}
+    assert two_tower["cost_per_million_usd"]["search"] == 0.0
+    assert two_tower["build_s"]["index"] > 0.0 < two_tower["retrieval_ms"]["p50"]
+    assert two_tower["memory_bytes"] > simulated["stacks"]["two_tower"]["memory_bytes"]
+    assert not set(ON_NODES) & set(two_tower["undefined"])
+    assert report["verdict"].endswith(f"two_tower was measured on {EMBEDDED}.")
+    text = _printed(report, capsys)
+    assert "retrieval p99 (ms, of one processor)" in text
+    assert "on the node" not in text
+    assert "wall time" not in text
 
 
 def test_without_requests_there_are_reasons_in_place_of_numbers(
@@ -151,6 +249,13 @@ def test_a_source_without_a_model_is_refused(compared: tuple[Path, dict[str, Any
         compare(Container(tmp_path, tmp_path, tmp_path, tmp_path, channels, given))
 
 
+def _printed(report: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    console = Console(json=False)
+    for line in lines_of(report):
+        console.say(line) if isinstance(line, str) else console.table(*line)
+    return capsys.readouterr().out
+
+
 def test_the_report_is_readable(
     compared: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -158,10 +263,7 @@ def test_the_report_is_readable(
     report = json.loads(json.dumps(compared[1]))
     report["stacks"]["two_tower"]["business_per_1000"]["margin"] = {"mean": None, "low": None, "high": None}
     report["stacks"]["two_tower"]["undefined"] = {"new_items": NO_CREATION}
-    console = Console(json=False)
-    for line in lines_of(report):
-        console.say(line) if isinstance(line, str) else console.table(*line)
-    text = capsys.readouterr().out
+    text = _printed(report, capsys)
     rows = {line.split("  ")[0]: line.split() for line in text.splitlines()}
     assert rows["margin, 1,000 slates"][-1] == "-"
     jobs = [str(len(one["jobs"])) for one in report["stacks"].values()]
@@ -169,11 +271,15 @@ def test_the_report_is_readable(
     assert {
         "recall@300 tail",
         "NDCG@10 anonymous",
-        "retrieval p99 (ms of one processor)",
-        "memory (MB)",
+        "retrieval p99 (ms, wall time)",
+        "memory of a process (MB)",
+        "on the node: index files (MB)",
     } <= set(rows)
-    assert f"new_items: not known, {NO_CREATION}" in text
+    assert f"new_items of two_tower: not known, {NO_CREATION}" in text
+    assert "\nwall time: another process searches the vectors" in text
+    assert "vector index of two_tower: shopnow's own engine is faiss" in text
     assert report["verdict"] in text
+    assert f"{report['users']:,} visitors of a simulated market; not asked: " in text
 
 
 @pytest.mark.parametrize(
