@@ -64,7 +64,6 @@ FIGURES = {
     "cost_per_million_usd": "cost",
 }
 """What is not known, in the table's words; a group has its own."""
-LENGTHENED = "what else runs here lengthens both stacks' times"
 UNITS = ((86_400.0, "d"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 
@@ -238,7 +237,10 @@ def _remarks(clock: str, stacks: Mapping[str, Any]) -> Iterator[str]:
         if one["index"]["note"]:
             yield f"vector index of {stack}: {one['index']['note']}"
     if clock == "wall":
-        yield f"wall time: another process searches the vectors; {LENGTHENED}"
+        yield (
+            "wall time: another process searches the vectors; "
+            "what else runs here lengthens both stacks' times"
+        )
     yield from _unknown(stacks)
 
 
