@@ -21,8 +21,9 @@ from narrows.networks import two_tower_weights
 from narrows.retrieval import NO_ROWS, Query, Retrieved
 from narrows.settings import App, SourceQuota, load_app
 from narrows.sources.als import AlsSource, Params, gram
+from narrows.sources.rows import PlacedVectors
+from narrows.sources.two_tower import ItemNetwork, TwoTowerSource
 from narrows.sources.two_tower import Params as Shape
-from narrows.sources.two_tower import TwoTowerSource
 from narrows.text_vectors import HashedWords
 from sagemaker_jobs.compare import indexes, tiers
 from sagemaker_jobs.compare.indexes import EMBEDDED, NO_GRAPHS, ON_NODES
@@ -102,7 +103,9 @@ def funnel() -> Funnel:
     weights = two_tower_weights(generator, dimension=WIDTH, content=4, history=5, hidden=4)
     words = HashedWords(np.ones(64, np.float32), generator.normal(size=(64, 4)).astype(np.float32))
     shape = Shape(dimension=WIDTH, history=5, hidden=4)
-    towers = TwoTowerSource(vectors=vectors(), segments={}, weights=weights, encoder=words, params=shape)
+    network = ItemNetwork(np.zeros((ITEMS, WIDTH), np.float16), weights, words)
+    placed = PlacedVectors(vectors(), np.full(ITEMS, np.nan))
+    towers = TwoTowerSource(placed, network, np.arange(ITEMS, dtype=np.int32), {}, shape)
     sources = {"als": als, "two_tower": towers}
     return Funnel(sources, table, TableItems({}, {}), (), 20, Declared())
 
