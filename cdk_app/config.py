@@ -74,7 +74,6 @@ STAGES: Mapping[str, Stage] = {
         tuning_budget_s=6,  # a laptop's demo shows the workflow; it is not where parameters are chosen
         landing_batch=2000,
         landing_window_s=2,
-        item_stream=False,
         item_window_s=1,
     ),
     "dev": Stage("dev", retain=False),

@@ -1,11 +1,13 @@
-"""An item from POST /api/items into slates and out of them again, in the local cloud with a model."""
+"""An item, by POST /api/items or by the stream, into slates and out of them, in the local cloud."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
 
+import boto3
 import pytest
 
 from tests.e2e.conftest import Cloud, items
@@ -32,6 +34,11 @@ def upsert(cloud: Cloud, **item: Any) -> dict[str, Any]:
     status, answer = cloud.call("/api/items", {"items": [item]})
     assert status == 200, answer
     return dict(answer["verdicts"][0])
+
+
+def stream(cloud: Cloud, **item: Any) -> None:
+    record = {"Data": json.dumps(item).encode(), "PartitionKey": item["item_id"]}
+    boto3.client("kinesis").put_record(StreamName=cloud.outputs["ItemUpsertsStreamName"], **record)
 
 
 def shown(cloud: Cloud, item_id: str) -> bool:
@@ -66,6 +73,31 @@ def test_an_item_appears_without_a_new_model_and_disappears_at_once(cloud: Cloud
         assert eventually(6.0, lambda there=there: shown(cloud, name) is there) < 5.0  # type: ignore[misc]
     assert upsert(cloud, item_id=name, version=3, **offer)["status"] == "stale"
     assert cloud.call("/api/health")[1]["model_version"] == model
+
+
+def test_an_item_of_the_stream_is_served_and_suppressed_without_the_api(cloud: Cloud) -> None:
+    """Put into Kinesis behind one that is refused: offered as it was sent, and gone once it is sold out."""
+    name = f"streamed-{time.time_ns()}"
+    offer = {"item_id": name, "title": "Streamed", "category": ["a"], "brand": "x", "price": 7.0}
+    answers: list[dict[str, Any]] = []
+
+    def eligible() -> bool:
+        answers.append(cloud.slate(session_id=f"never-{time.monotonic_ns()}", limit=60, explain=True))
+        return name in answers[-1]["trace"]["eligible"]
+
+    stream(cloud, item_id=name, price="no number")
+    stream(cloud, **offer, version=1, stock=3)
+    eventually(60.0, eligible)
+    assert answers[-1]["trace"]["items"][name]["price"] == 7.0
+    before = answers[-1]["policy_version"]
+
+    def suppressed() -> bool:
+        gone = not eligible() and answers[-1]["fallback"] == "full"
+        return gone and answers[-1]["policy_version"] > before
+
+    stream(cloud, **offer, version=2, stock=0)
+    eventually(60.0, suppressed)
+    assert upsert(cloud, **offer, version=1, stock=3)["status"] == "stale"
 
 
 def test_an_items_category_brings_it_to_those_who_like_it(cloud: Cloud) -> None:

@@ -24,8 +24,8 @@ FUNCTIONS = {
     "freshen_catalogue",
     "publish_snapshot",
 }
-STREAMS = {"dev": 6, "prod": 6, "local": 5}
-"""Mappings of streams; here items come over HTTP alone."""
+MAPPINGS = 6
+"""Of streams to functions."""
 
 STREAM = "AWS::Kinesis::Stream"
 OF_A_TIER = {"authorise_search", "index_items"}
@@ -96,7 +96,7 @@ def variables_read(folder: str) -> tuple[set[str], set[str]]:
 def test_every_stream_consumer_gives_up_in_the_end(stage: Synthesised) -> None:
     """Bounded retries and age, bisection, partial failures, a queue: poison never blocks a shard."""
     mappings = stage.of_type("AWS::Lambda::EventSourceMapping")
-    assert len(mappings) == STREAMS[stage.config.stage.name]
+    assert len(mappings) == MAPPINGS
     for one in (mapping["Properties"] for mapping in mappings.values()):
         assert one["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
         assert "Failures" in json.dumps(one["DestinationConfig"]["OnFailure"]["Destination"])
@@ -379,9 +379,8 @@ def test_an_alarm_watches_every_queue_of_failures(stage: Synthesised) -> None:
     alarms = [
         one["Properties"]["AlarmDescription"] for one in stage.of_type("AWS::CloudWatch::Alarm").values()
     ]
-    streams = STREAMS[stage.config.stage.name]
-    assert sum("given up" in one for one in alarms) == streams
-    assert sum("behind the stream" in one for one in alarms) == streams
+    assert sum("given up" in one for one in alarms) == MAPPINGS
+    assert sum("behind the stream" in one for one in alarms) == MAPPINGS
     assert sum("Training failed" in one or "5xx" in one for one in alarms) == 2
 
 
