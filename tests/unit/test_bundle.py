@@ -437,6 +437,72 @@ def test_deltas_are_fetched_at_most_once_in_the_apps_interval(app: App, control:
     assert refreshed.last_error is None
 
 
+def fetched_at(app: App, control: Control, seed: int) -> list[float]:
+    """When a process fetches deltas within five minutes, while every poll finds another version."""
+    moments: list[float] = []
+
+    def follow(serving: Serving, pointer: Pointer) -> Serving:
+        moments.append(control.time)
+        return serving
+
+    fresh = Refresher(
+        stages_of(app, load_serving(app, None, None), **parts()),
+        policy_log=control,
+        current=control.current,
+        load=control.load,
+        follow=follow,
+        now=lambda: control.time,
+        jitter=random.Random(seed),
+        pointers_every_s=0.1,
+    )
+    control.point("model", "snapshot")
+    fresh.tick()
+    for number in range(3000):
+        control.time += 0.1
+        control.live = replace(control.live, snapshot=Pointer(f"s1+{number:06d}-abc", "snapshot", NOW))
+        fresh.tick()
+    return moments
+
+
+def test_processes_fetch_deltas_each_at_moments_of_its_own(app: App, control: Control) -> None:
+    """Half of the app's interval after the last at the soonest, the whole at the latest, drawn each time."""
+    every_s, moments = app.freshness.snapshot_delta_s, [fetched_at(app, control, seed) for seed in (1, 2)]
+    gaps = np.concatenate([np.diff(one) for one in moments])
+    assert len(gaps) >= 2 * 300 / every_s - 2
+    assert every_s / 2 <= gaps.min() < 0.6 * every_s
+    assert 0.9 * every_s < gaps.max() <= every_s + 0.3
+    first, second = (np.asarray(one[:10]) - one[0] for one in moments)
+    assert np.abs(first - second)[1:].min() > 0.5
+
+
+def test_a_refresh_gives_up_on_deltas_that_take_long_and_the_next_goes_on(app: App, control: Control) -> None:
+    """S3 takes four seconds for each of five: three a refresh, and what was served serves until all came."""
+    fetched: list[str] = []
+
+    def slow(key: str) -> bytes | None:
+        control.time += 4.0
+        fetched.append(key)
+        return control.get(key)
+
+    copy = SnapshotCopy(control.store / "cellar", control.download, slow, clock=lambda: control.time)
+    control.cellar = Cellar(app, copy)
+    refreshed = refresher(app, control)
+    control.point("model", "snapshot")
+    refreshed.tick()
+    for number in range(1, 6):
+        extend(control, number, ["item-00000"], price=[100.0 + number])
+    control.time += 3.0
+    refreshed.tick()
+    assert len(fetched) == 3
+    assert "the next refresh goes on" in (refreshed.last_error or "")
+    assert refreshed.stages.snapshot.version == "s1"
+    control.time += 120.0
+    refreshed.tick()
+    assert len(fetched) == len(set(fetched)) == 5
+    assert (refreshed.stages.snapshot.version, refreshed.last_error) == ("s1+000005-abc", None)
+    assert refreshed.stages.snapshot.columns["price"][0] == 105.0
+
+
 def test_a_delta_that_is_not_there_yet_is_asked_for_again(app: App, control: Control) -> None:
     """What is served stays, the failure is told, and the file is found when it comes."""
     refreshed = refresher(app, control)

@@ -110,6 +110,20 @@ def test_an_empty_place_of_a_history_adds_nothing() -> None:
     assert found[0] == pytest.approx(found[1])
 
 
+def test_the_last_item_counts_by_a_place_of_its_own() -> None:
+    """Where all places weigh the same, which item came last tells two histories apart, and nothing else."""
+    generator = np.random.default_rng(9)
+    weights = networks.two_tower_weights(generator, dimension=4, content=2, history=3, hidden=5)
+    weights["user.places"] = np.ones((3, 4), np.float32)
+    recent, profile = generator.normal(size=(3, 4)).astype(np.float32), np.zeros(4, np.float32)
+    as_it_was, first_swapped, last_swapped = (
+        networks.user_vectors(weights, recent[order], profile, np)
+        for order in ([0, 1, 2], [1, 0, 2], [0, 2, 1])
+    )
+    assert first_swapped == pytest.approx(as_it_was, abs=1e-5)
+    assert np.abs(last_swapped - as_it_was).max() > 0.1
+
+
 def test_dropping_happens_in_training_only() -> None:
     """`drop` is asked for the history and the hidden layer; by default nothing is dropped."""
     generator = np.random.default_rng(8)
