@@ -7,6 +7,8 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,7 @@ from narrows.adapters.opensearch import connect, mapping
 from narrows.adapters.opensearch_figures import OpenSearchFigures
 from narrows.adapters.opensearch_versions import OpenSearchIndexVersions
 from narrows.errors import InvalidInput, StoreUnavailable
-from narrows.index_settings import IndexSettings
+from narrows.index_settings import Engine, IndexSettings
 from narrows.retrieval import Floats, Rows
 from narrows.vector_index import IndexGone, VectorIndex, Where
 from tests.servers import OpenSearchNode, free_port
@@ -29,6 +31,7 @@ DIMENSION = 16
 NUMBERS = itertools.count()
 SMALL = IndexSettings(engine="lucene", replicas=0)
 ONE = np.asarray([1], np.int32)
+SHOES = Where({"category": frozenset({"shoes"})})
 
 
 def unit(count: int, seed: int = 0) -> Floats:
@@ -238,6 +241,47 @@ def test_settings_of_the_build_hold(client: OpenSearch, name: str) -> None:
     found = later.search(unit(1), 2)
     assert found.rows[0, 0] == 1
     assert found.scores[0, 0] == pytest.approx(10.0, rel=0.05)
+
+
+@pytest.mark.parametrize("engine", ["faiss", "lucene"])
+@pytest.mark.parametrize(("k", "looked_at"), [(10, 64), (300, 300)])
+def test_every_question_says_how_many_vectors_to_look_at(
+    monkeypatch: pytest.MonkeyPatch, engine: Engine, k: int, looked_at: int
+) -> None:
+    """As many as `ef_search` says, or as are wanted, if that is more; 2.19 reads it with both engines."""
+    bodies: list[list[dict[str, Any]]] = []
+
+    def msearch(body: list[dict[str, Any]], params: Any) -> dict[str, Any]:
+        bodies.append(body)
+        return {"responses": [{}, {}]}
+
+    with closing(connect("http://127.0.0.1:1")) as client:
+        monkeypatch.setattr(client, "msearch", msearch)
+        settings = IndexSettings(engine, ef_search=64)
+        versions = OpenSearchIndexVersions(client, "nobody", settings)
+        made = {"version": "v1", "dimension": DIMENSION, "whole": True, "scale": None}
+        versions._index({**made, "settings": _plain(settings)}).search(unit(2), k, SHOES)
+    questions = [line["query"]["knn"]["vector"] for line in bodies[0][1::2]]
+    assert [one["method_parameters"] for one in questions] == [{"ef_search": looked_at}] * 2
+    assert [one["k"] for one in questions] == [k] * 2
+
+
+@pytest.mark.local
+def test_who_looks_at_more_vectors_finds_more(client: OpenSearch, name: str) -> None:
+    """In a poor graph: by what a process has set now, whatever the index was built with."""
+    rows, poor = np.arange(2000, dtype=np.int32), IndexSettings("lucene", m=2, ef_construction=2, replicas=0)
+    building = OpenSearchIndexVersions(client, name, poor, search_s=20.0)
+    index = building.create("v1", DIMENSION)
+    index.upsert(rows, unit(2000))
+    building.promote("v1")
+    products = unit(20, 9) @ unit(2000).T
+    nearest = np.argsort(-products, axis=1)[:, :5]
+    found = {}
+    for ef_search in (5, 500):
+        versions = OpenSearchIndexVersions(client, name, replace(poor, ef_search=ef_search), search_s=20.0)
+        answer = versions.open("v1").search(unit(20, 9), 5)
+        found[ef_search] = np.mean([np.isin(*pair).mean() for pair in zip(nearest, answer.rows, strict=True)])
+    assert found[500] > found[5] + 0.1
 
 
 def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
