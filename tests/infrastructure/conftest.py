@@ -13,6 +13,7 @@ import pytest
 
 from cdk_app.app import build
 from cdk_app.config import Config, load
+from narrows.index_settings import IndexSettings
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = json.loads((ROOT / "cdk.json").read_text())["context"]
@@ -45,16 +46,20 @@ class Synthesised:
         return ours
 
 
-def synthesise(outdir: Path, *, vectors: str = "", **context: str) -> Synthesised:
+def synthesise(
+    outdir: Path, *, vectors: str = "", index: IndexSettings | None = None, **context: str
+) -> Synthesised:
     """Build and synthesise without bundling; raises when cdk-nag finds something nobody acknowledged.
 
-    `vectors` puts the app's vectors on that tier, whatever its file says.
+    `vectors` puts the app's vectors on that tier, `index` says how they lie there, whatever its file says.
     """
     asked = {**CONTEXT, **context}
     app = cdk.App(outdir=str(outdir), context={**asked, "aws:cdk:bundling-stacks": []})
     config = load(asked)
     if vectors:
         config = replace(config, app=replace(config.app, tiers={**config.app.tiers, "vectors": vectors}))
+    if index:
+        config = replace(config, app=replace(config.app, index=index))
     stacks = build(app, config)
     assembly = app.synth()
     templates = {

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cdk_app.config import load
+from narrows.adapters.opensearch_versions import OpenSearchIndexVersions, index_versions
 from narrows.errors import SettingsError
+from narrows.index_settings import IndexSettings
 from tests.infrastructure.conftest import Synthesised, synthesise
 from tests.infrastructure.test_stacks import READ_BY_LIBRARIES, SET_BY_LAMBDA, variables_read
 
@@ -141,6 +144,43 @@ def test_a_cluster_of_ones_own_is_taken_by_its_address(tmp_path: Path, stage: st
     variables = own.functions()["recommend"]["Environment"]["Variables"]
     assert variables["SEARCH_URL"] == url
     assert variables["SEARCH_ENGINE"] == ("lucene" if stage == "local" else "faiss")
+
+
+@pytest.mark.parametrize(
+    ("stage", "index", "engine", "data_type", "encoder"),
+    [
+        ("dev", IndexSettings("lucene", numbers="byte"), "lucene", "byte", None),
+        ("dev", IndexSettings("faiss", numbers="fp16"), "faiss", "float", "fp16"),
+        ("local", IndexSettings("faiss", numbers="fp16"), "lucene", "float", None),
+    ],
+)
+def test_what_is_deployed_makes_the_index_that_the_app_asks_for(
+    tmp_path: Path, stage: str, index: IndexSettings, engine: str, data_type: str, encoder: str | None
+) -> None:
+    """By the variables of each function that makes one or asks it; half precision is faiss's alone."""
+    own = {"search_url": "http://127.0.0.1:9200"} if stage == "local" else {}
+    deployed = synthesise(tmp_path / "cdk.out", stage=stage, vectors="opensearch", index=index, **own)
+    for folder in ("promote_model", "index_items", "recommend"):
+        variables = deployed.functions()[folder]["Environment"]["Variables"]
+        named = (variables["SEARCH_NAME"], variables["SEARCH_ENGINE"])
+        vector = made(index_versions(deployed.config.app.index, "http://127.0.0.1:1", *named))
+        assert (vector["method"]["engine"], vector["data_type"]) == (engine, data_type), folder
+        parameters = vector["method"]["parameters"].get("encoder", {}).get("parameters", {})
+        assert parameters.get("type") == encoder, folder
+
+
+def made(versions: OpenSearchIndexVersions) -> dict[str, Any]:
+    """The mapping of the vectors of an index that it would make; there is no server."""
+    bodies: list[dict[str, Any]] = []
+
+    def create(name: str, body: dict[str, Any], params: object) -> None:
+        bodies.append(body)
+
+    versions._client.indices = SimpleNamespace(get=lambda *_, **__: {}, create=create)  # type: ignore[assignment]
+    versions.create("v1", 64)
+    main, fresh = (dict(body["mappings"]["properties"]["vector"]) for body in bodies)
+    assert main == fresh
+    return main
 
 
 def test_sizes_that_no_cluster_has_are_refused() -> None:

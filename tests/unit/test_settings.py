@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from narrows.adapters.opensearch import mapping
 from narrows.errors import SettingsError
 from narrows.index_settings import IndexSettings
 from narrows.settings import environment, load_app
@@ -327,6 +328,25 @@ def test_how_vectors_lie_in_opensearch_is_declared(app_dir: Path) -> None:
     settings = load_app(app_dir).index
     assert settings == IndexSettings("faiss", "innerproduct", "fp16", 24, 256, 400, 6, 1, ("region",))
     assert settings.on("lucene").numbers == "float"
+
+
+@pytest.mark.parametrize(
+    ("written", "engine", "data_type", "encoder"),
+    [
+        ('numbers = "byte"', "faiss", "byte", None),
+        ('numbers = "byte"\nengine = "lucene"', "lucene", "byte", None),
+        ('numbers = "fp16"', "faiss", "float", {"name": "sq", "parameters": {"type": "fp16"}}),
+        ('numbers = "float"', "faiss", "float", None),
+    ],
+)
+def test_what_a_vector_is_stored_as_comes_from_the_file(
+    app_dir: Path, written: str, engine: str, data_type: str, encoder: object
+) -> None:
+    """From the text of app.toml to the mapping that an index is made with."""
+    spoil(app_dir, "app.toml", 'name = "megashop"\n', f'name = "megashop"\n[index]\n{written}\n')
+    vector = mapping(load_app(app_dir).index, 64, {})["properties"]["vector"]
+    assert (vector["data_type"], vector["method"]["engine"]) == (data_type, engine)
+    assert vector["method"]["parameters"].get("encoder") == encoder
 
 
 def test_what_no_engine_can_do_is_refused(app_dir: Path) -> None:
