@@ -13,13 +13,17 @@ from narrows.adapters import lightgbm
 from narrows.adapters.control import DynamoControlTable
 from narrows.adapters.dynamodb import DynamoStateStore
 from narrows.adapters.s3 import S3Objects
+from narrows.adapters.tables import write_training_data
 from narrows.control import Pointer, model_pointer, snapshot_pointer
 from narrows.events import Event, pseudonym
 from narrows.features.state import Arrival, VisitorState, fold
+from narrows.snapshot import write_base
+from sagemaker_jobs.from_files import train_from_files
 from tests import servers
 from tests.functions.doorways import call, http_event
-from tests.functions.test_recommend import SECRET, Deployed, stop
+from tests.functions.test_recommend import PATH, SECRET, Deployed, stop
 from tests.unit.test_bundle import ITEMS, write_bundle, write_snapshot
+from tests.unit.test_jobs_learned import CATALOGUE, ring
 
 HOMEPAGE = "/api/recommendations/homepage"
 
@@ -28,9 +32,12 @@ class Trained(Deployed):
     """A deployment whose pointers lead to a snapshot of sixty items and a whole bundle."""
 
     def publish(self, directory: Path, version: str = "v1") -> None:
-        objects = S3Objects(self.s3, self.bucket)
         snapshot = write_snapshot(directory / f"snapshot-{version}", version)
         write_bundle(directory / f"model-{version}", snapshot, version)
+        self.upload(directory, version)
+
+    def upload(self, directory: Path, version: str = "v1") -> None:
+        objects = S3Objects(self.s3, self.bucket)
         objects.upload(directory / f"snapshot-{version}", f"snapshots/{version}")
         objects.upload(directory / f"model-{version}", f"models/{version}")
         self.point(version)
@@ -39,10 +46,8 @@ class Trained(Deployed):
         control = DynamoControlTable(
             self.tables["control"], region=servers.REGION, connect_timeout_s=1, read_timeout_s=5
         )
-        for name, folder in (
-            (model_pointer("megashop"), "models"),
-            (snapshot_pointer("megashop"), "snapshots"),
-        ):
+        app = self.variables["APP"]
+        for name, folder in ((model_pointer(app), "models"), (snapshot_pointer(app), "snapshots")):
             control.move(name, Pointer(version, f"{folder}/{version}", time.time()), expected=previous)
 
     def viewed(self, user: str, items: list[str]) -> None:
@@ -105,6 +110,36 @@ def test_a_full_answer(trained: Trained) -> None:
     assert trace["items"][first]["price"] >= 1.0
     assert trace["sources"][first]["ranks"]
     assert {"visitor", "retrieve", "rank", "gate", "total"} <= set(trace["stages_ms"])
+
+
+@pytest.mark.parametrize("app", ["shopnow", "media"])
+def test_a_bundle_without_any_learned_model_serves(
+    moto: servers.Aws, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, app: str
+) -> None:
+    """Trained with no learned source, and ALS lost: what was counted is ranked, and the missing are named."""
+    write_training_data(tmp_path / "data", ring(120, 12), CATALOGUE)
+    train_from_files(tmp_path / "data", tmp_path / "model-v1", app=app, budget_s=0, version="v1")
+    (tmp_path / "model-v1" / "als.npz").unlink()
+    ids = CATALOGUE["item_id"]
+    columns = {"title": [one.encode() for one in CATALOGUE["title"]], "created_at": [1.6e9] * len(ids)}
+    write_base(tmp_path / "snapshot-v1", ids, columns, version="v1", spare=3)
+    one = Trained(moto, monkeypatch, tmp_path / "cache")
+    one.variables["APP"] = app
+    one.upload(tmp_path)
+    one.start()
+    object.__setattr__(one.module.APP.surfaces["feed"], "deadline_ms", 5_000.0)
+    one.viewed("alice", ["i7", "i8"])
+    status, answer = one.ask({"user_id": "alice", "limit": 10}, PATH)
+    problems = call(one.module, http_event("GET", "/api/health"))[1]["problems"]
+    stop(one.module)
+    missing = ("two_tower", "session", "als")
+    assert (status, answer["fallback"], answer["model_version"]) == (200, "full", "v1")
+    assert len(answer["recommendations"]) == 10
+    assert problems == {f"{source}.npz": "absent" for source in missing}
+    assert answer["degraded"] == {
+        **{f"load.{file}": why for file, why in problems.items()},
+        **{f"retrieve.{source}": "absent" for source in missing},
+    }
 
 
 def test_an_unknown_visitor_is_served(trained: Trained) -> None:
