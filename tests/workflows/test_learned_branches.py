@@ -1,4 +1,4 @@
-"""The training of the deployed definition with both learned sources wanted, really run on the local cloud."""
+"""The deployed definition's training with both learned sources, and with none, run on the local cloud."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ GIVEN = {
 }
 
 
-def training_branch() -> str:
+def training_branch(learned: str) -> str:
     """The branch that trains, as CDK deploys it: the definition's own text, its names filled in."""
+    given = {**GIVEN, "LearnedSources": learned}
     parallel = json.loads(DEFINITION.read_text())["States"]["Train, and build the features"]
     _, training, _ = parallel["Branches"]
     assert training["StartAt"] == "Train the candidate sources"
-    return re.sub(r"\$\{(\w+)\}", lambda name: GIVEN[name[1]], json.dumps(training))
+    return re.sub(r"\$\{(\w+)\}", lambda name: given[name[1]], json.dumps(training))
 
 
 @dataclass(frozen=True)
@@ -69,35 +70,43 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
                 key = f"training/{RUN}/{path.relative_to(home / 'data').as_posix()}"
                 aws.put(bucket, key, path.read_bytes())
         output, entered = executed(aws)
-        archive = output["candidate"]["model"].removeprefix(f"s3://{bucket}/")
-        aws.client("s3").download_file(bucket, archive, str(home / "model.tar.gz"))
-        with tarfile.open(home / "model.tar.gz") as packed:
-            packed.extractall(home / "model", filter="data")
-        yield Trained(aws, output, entered, home / "model")
+        yield Trained(aws, output, entered, unpacked(aws, output, home / "model"))
 
 
 @pytest.fixture(scope="module")
 def again(trained: Trained) -> dict[str, Any]:
     """What the bundle of a second execution on the same day says of its learned sources."""
-    bucket, home = GIVEN["BucketName"], trained.aws.home.parent
-    for key in trained.aws.keys(bucket, f"training/{RUN}/"):
-        source = {"Bucket": bucket, "Key": key}
-        trained.aws.client("s3").copy_object(Bucket=bucket, Key=key.replace(RUN, "run-2"), CopySource=source)
+    copy_data(trained.aws, "run-2")
     output, _ = executed(trained.aws, "run-2")
-    archive = output["candidate"]["model"].removeprefix(f"s3://{bucket}/")
-    trained.aws.client("s3").download_file(bucket, archive, str(home / "again.tar.gz"))
-    with tarfile.open(home / "again.tar.gz") as packed:
-        packed.extractall(home / "again", filter="data")
-    return {name: (home / "again" / name).read_bytes() for name in (two_tower.FILE, session.FILE)} | {
-        name: json.loads((home / "again" / f"{name}.json").read_text()) for name in ("two_tower", "session")
+    model = unpacked(trained.aws, output, trained.aws.home.parent / "again")
+    return {name: (model / name).read_bytes() for name in (two_tower.FILE, session.FILE)} | {
+        name: json.loads((model / f"{name}.json").read_text()) for name in ("two_tower", "session")
     }
 
 
-def executed(aws: Started, run: str = RUN) -> tuple[dict[str, Any], list[str]]:
+def copy_data(aws: Started, run: str) -> None:
+    """Give another run the first one's training data."""
+    for key in aws.keys(GIVEN["BucketName"], f"training/{RUN}/"):
+        source = {"Bucket": GIVEN["BucketName"], "Key": key}
+        aws.client("s3").copy_object(Bucket=source["Bucket"], Key=key.replace(RUN, run), CopySource=source)
+
+
+def unpacked(aws: Started, output: dict[str, Any], folder: Path) -> Path:
+    """The bundle that an execution made."""
+    archive = output["candidate"]["model"].removeprefix(f"s3://{GIVEN['BucketName']}/")
+    aws.client("s3").download_file(GIVEN["BucketName"], archive, f"{folder}.tar.gz")
+    with tarfile.open(f"{folder}.tar.gz") as packed:
+        packed.extractall(folder, filter="data")
+    return folder
+
+
+def executed(
+    aws: Started, run: str = RUN, learned: str = GIVEN["LearnedSources"]
+) -> tuple[dict[str, Any], list[str]]:
     """The output of the branch as a state machine of its own, and the states that were entered."""
     states = aws.client("stepfunctions")
     machine = states.create_state_machine(
-        name=f"training-{run}", definition=training_branch(), roleArn=GIVEN["TrainingRoleArn"]
+        name=f"training-{run}", definition=training_branch(learned), roleArn=GIVEN["TrainingRoleArn"]
     )["stateMachineArn"]
     arn = states.start_execution(stateMachineArn=machine, input=json.dumps({"run": run}))["executionArn"]
 
@@ -164,3 +173,15 @@ def test_checkpoints_and_artifacts_lie_outside_of_the_training_data(trained: Tra
     assert {
         f"artifacts/checkpoints/{name}/finished/finished.json" for name in ("two-tower", "session")
     } <= set(kept)
+
+
+def test_an_app_without_learned_sources_trains_its_counted_ones(trained: Trained) -> None:
+    """CDK writes "none": both choices end without a job, and the bundle is whole without their files."""
+    copy_data(trained.aws, "run-3")
+    output, entered = executed(trained.aws, "run-3", learned="none")
+    assert {"No two towers", "No session model"} <= set(entered)
+    assert not {"Train the two towers", "Train the session model"} & set(entered)
+    manifest = read_manifest(unpacked(trained.aws, output, trained.aws.home.parent / "counted"))
+    assert {als.FILE, "covisitation.npz", "ranker.txt"} <= set(manifest.files)
+    assert not {two_tower.FILE, session.FILE} & set(manifest.files)
+    assert not [name for name in manifest.feature_names if name.startswith(("two_tower.", "session."))]
