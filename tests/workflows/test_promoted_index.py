@@ -1,4 +1,4 @@
-"""A trained model on its way into service where vectors lie in OpenSearch: index first, then pointer."""
+"""A trained model on its way into service where vectors lie in OpenSearch, and served while they are away."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import io
 import itertools
 import json
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -35,7 +38,8 @@ from narrows.sources.two_tower import TwoTowerSource
 from narrows.vector_index import IndexGone
 from sagemaker_jobs.from_files import train_from_files
 from tests.contract.tables import create_bucket, create_table
-from tests.functions.doorways import CONTEXT, cold_start
+from tests.functions.doorways import CONTEXT, call, cold_start, http_event
+from tests.functions.test_recommend import Deployed
 from tests.servers import REGION, Aws, OpenSearchNode, free_port
 from tests.unit.test_jobs_learned import CATALOGUE, ring
 from tests.unit.test_sources_learned import query
@@ -46,6 +50,8 @@ APP = load_app(Path(__file__).parents[2] / "apps" / "shopnow")
 NUMBERS = itertools.count()
 GAIN = "normalized_discounted_cumulative_gain_at_10"
 NEW = "new-part"
+TOWERS = "retrieve.two_tower"
+ANSWERED = ["answered"] * 20
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +77,15 @@ class Region:
         self.versions: OpenSearchIndexVersions = index_versions(
             APP.index, url=node.url, name=self.name, engine="lucene", search_s=20.0
         )
+        self.variables = {
+            "APP": "shopnow", "BUCKET": self.objects.bucket, "CONTROL_TABLE": self.table,
+            "AWS_REGION": REGION, "SEARCH_URL": self.url, "SEARCH_NAME": self.name, "SEARCH_ENGINE": "lucene",
+        }  # fmt: skip
 
     def publish(self, version: str = "s1", later: Sequence[str] = (NEW,), former: str | None = None) -> None:
         """The catalogue of the training, and items that came after it."""
-        ids, titles = (
-            [*CATALOGUE["item_id"], *later],
-            [*CATALOGUE["title"], *CATALOGUE["title"][: len(later)]],
-        )
+        ids = [*CATALOGUE["item_id"], *later]
+        titles = [*CATALOGUE["title"], *CATALOGUE["title"][: len(later)]]
         columns = {"title": np.asarray([one.encode() for one in titles])}
         write_base(self.folder / version, ids, columns, version=version, spare=3)
         self.objects.upload(self.folder / version, f"snapshots/{version}")
@@ -100,20 +108,12 @@ class Region:
         reports = {"two_stage": {GAIN: score}, "popular": {GAIN: 0.01}}
         report = {"users": 100, "reports": reports, "segments": {}}
         self.objects.put("jobs/metrics.json", json.dumps({"candidate": report, "current": None}).encode())
-        variables = {
-            "APP": "shopnow", "BUCKET": self.objects.bucket, "CONTROL_TABLE": self.table,
-            "SEARCH_URL": url or self.url, "SEARCH_NAME": self.name, "SEARCH_ENGINE": "lucene",
-            "AWS_REGION": REGION,
-        }  # fmt: skip
+        variables = self.variables | ({"SEARCH_URL": url} if url else {})
         self.monkeypatch.setattr("lambdas.promote_model.index.PUBLISHING_S", 0.0)
         function = cold_start("promote_model", self.monkeypatch, variables)
         meanwhile(function)
         address = f"s3://{self.objects.bucket}/jobs"
-        event = {
-            "candidate": f"{address}/model.tar.gz",
-            "metrics": f"{address}/metrics.json",
-            "version": version,
-        }
+        event = {"candidate": f"{address}/model.tar.gz", "metrics": f"{address}/metrics.json"}
         return dict(function.handler({**event, "version": version}, CONTEXT))
 
     def items(self, *entries: ItemEntry) -> Indexed:
@@ -317,3 +317,111 @@ def test_a_worse_model_leaves_the_index_alone(region: Region, bundle: Path) -> N
     assert region.promote(bundle, "run-1", 0.001)["promoted"] is False
     with pytest.raises(IndexGone):
         region.versions.open("run-1")
+
+
+class Shop(Deployed):
+    """The recommend function over the region's model and index, and a visitor who asks again and again."""
+
+    def __init__(self, aws: Aws, region: Region) -> None:
+        super().__init__(aws, region.monkeypatch, region.folder / "function")
+        self.variables |= region.variables
+        self.answers: list[tuple[int, Any]] = []
+        self.index_problem: str | None = None
+        self._client = connect(region.url, timeout_s=20.0)
+        self._stopped = threading.Event()
+        self._visitor = threading.Thread(target=self._visit)
+
+    def start(self) -> Shop:
+        super().start()
+        app = self.module.APP
+        object.__setattr__(app.surfaces["product"], "deadline_ms", 5_000.0)  # moto shares two busy cores
+        object.__setattr__(app.freshness, "snapshot_delta_s", 1.0)  # as often a lost index is looked for
+        self._visitor.start()
+        return self
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._visitor.join()
+        self._client.close()
+        super().stop()
+
+    def towers(self, since: int) -> list[str]:
+        """What the answers from that one on say of the two towers: "answered" where they did."""
+        return [answer["degraded"].get(TOWERS, "answered") for _, answer in self.answers[since:]]
+
+    def until(self, holds: Callable[[], bool]) -> int:
+        """Wait for it while answers come; how many there are by then."""
+        ends_at = time.monotonic() + 60.0
+        while not holds():
+            assert self._visitor.is_alive()
+            assert time.monotonic() < ends_at, (self.answers[-1:], self.index_problem)
+            time.sleep(0.02)
+        return len(self.answers)
+
+    def until_searched(self) -> None:
+        """Wait until the last twenty answers have asked the index, as it counts itself."""
+        before, since = self._searches(), len(self.answers)
+        self.until(lambda: self.towers(since)[-20:] == ANSWERED and self._searches() >= before + 20)
+
+    def _searches(self) -> int:
+        name = self.variables["SEARCH_NAME"]
+        told = self._client.indices.stats(index=f"{name}-vectors-*", metric="search")
+        return int(told["_all"]["total"]["search"]["query_total"])
+
+    def _visit(self) -> None:
+        for number in itertools.count():
+            if self._stopped.wait(0.01):
+                return
+            asked = {"session_id": f"s{number}", "item_id": f"i{number % 60}", "limit": 10}
+            self.answers.append(self.ask(asked, "/api/recommendations/product"))
+            problems = call(self.module, http_event("GET", "/api/health"))[1]["problems"]
+            self.index_problem = problems.get("index")
+
+
+@pytest.fixture
+def shop(region: Region, bundle: Path, moto: Aws) -> Iterator[Shop]:
+    """It serves a model by its index."""
+    region.promote(bundle, "run-1", 0.3)
+    one = Shop(moto, region).start()
+    try:
+        one.until_searched()
+        yield one
+    finally:
+        one.stop()
+
+
+def test_opensearch_killed_under_load_is_named_and_comes_back_by_itself(
+    shop: Shop, opensearch: OpenSearchNode
+) -> None:
+    """kill -9: each answer is 200 and whole but for the towers; the node is back, and is searched again."""
+    opensearch.kill()
+    try:
+        killed = len(shop.answers)
+        shop.until(lambda: shop.towers(killed).count("StoreUnavailable") > 20)
+    finally:
+        opensearch.start()
+    back = len(shop.answers)
+    shop.until(lambda: shop.towers(back)[-20:] == ANSWERED)
+    shop.until_searched()
+    assert {(status, answer["fallback"]) for status, answer in shop.answers} == {(200, "full")}
+    assert {len(answer["recommendations"]) for _, answer in shop.answers} == {10}
+    assert set(shop.towers(0)) == {"answered", "StoreUnavailable"}
+    assert shop.index_problem is None
+
+
+def test_an_index_of_which_a_part_is_gone_is_named_and_done_without(
+    shop: Shop, region: Region, bundle: Path
+) -> None:
+    """Deleted while it serves: half of an index is none, and all is compared until it is built anew."""
+    asked = len(shop.answers)
+    with closing(connect(region.url, timeout_s=20.0)) as client:
+        client.indices.delete(index=f"{region.name}-vectors-*-fresh")
+    gone = shop.until(lambda: shop.index_problem == "IndexGone")
+    assert "IndexGone" in shop.towers(asked)
+    shop.until(lambda: shop.towers(gone + 1)[-20:] == ANSWERED)
+    assert shop.answers[-1][1]["degraded"]["load.index"] == "IndexGone"
+    assert region.promote(bundle, "run-1", 0.3)["promoted"] is True
+    shop.until(lambda: shop.index_problem is None)
+    shop.until_searched()
+    assert {(status, answer["fallback"]) for status, answer in shop.answers} == {(200, "full")}
+    assert {len(answer["recommendations"]) for _, answer in shop.answers} == {10}
