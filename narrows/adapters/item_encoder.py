@@ -40,10 +40,10 @@ class BundleEncoder:
     numbers: Rows
 
     @classmethod
-    def of(cls, version: str, towers: two_tower.TwoTower) -> BundleEncoder:
-        """Of a whole model, most of which is not kept."""
-        order = np.argsort(towers.item_ids).astype(np.int32)
-        return cls(version, towers.network, towers.item_ids[order], order)
+    def of(cls, version: str, item_ids: NDArray[np.str_], network: two_tower.ItemNetwork) -> BundleEncoder:
+        """Of the network's items by number."""
+        order = np.argsort(item_ids).astype(np.int32)
+        return cls(version, network, item_ids[order], order)
 
     def embed(self, item_ids: Sequence[str], texts: Sequence[str]) -> Floats:
         """float32[n, d] of ids and what is written; EncoderUnavailable where that cannot be read."""
@@ -137,8 +137,8 @@ def _loaded(version: str, prefix: str, get: Get, text_encoder: TextEncoder | Non
         network = _copied(prefix, two_tower.FILE, get, Path(scratch))
         if hashlib.sha256(network.read_bytes()).hexdigest() != files[two_tower.FILE]:
             raise BundleError(f"{prefix}/{two_tower.FILE} differs from its manifest; promote again")
-        towers = two_tower.load(network).reading(text_encoder)
-        return BundleEncoder.of(version, towers)
+        item_ids, items = two_tower.load_items(network)
+        return BundleEncoder.of(version, item_ids, items.reading(text_encoder))
 
 
 def _copied(prefix: str, file: str, get: Get, folder: Path) -> Path:

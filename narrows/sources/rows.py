@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -184,11 +184,16 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], params: object) 
         np.savez(file, **arrays, **named)  # type: ignore[arg-type]
 
 
-def load_arrays(path: Path, needed: Sequence[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """(arrays, parameters) of a file that `save_arrays` wrote; BundleError names what cannot be read."""
+def load_arrays(
+    path: Path, needed: Sequence[str], *, unread: Collection[str] = ()
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """(arrays, parameters) of a file that `save_arrays` wrote, without those that need not be read.
+
+    BundleError names what cannot be read.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in file.files}
+            held = {name: file[name] for name in file.files if name not in unread}
     except (OSError, ValueError, EOFError) as error:
         raise BundleError(
             f"{path} cannot be read as a model file ({error}); train again or copy it again"

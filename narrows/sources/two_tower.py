@@ -52,6 +52,10 @@ class ItemNetwork:
     weights: Weights
     encoder: TextEncoder
 
+    def reading(self, configured: TextEncoder | None) -> ItemNetwork:
+        """The same with the app's encoder, where it is the one that made the vectors."""
+        return replace(self, encoder=found_encoder(self.encoder, configured))
+
     def embed(self, items: Rows, texts: Sequence[str]) -> Floats:
         """float32[n, d]: the vectors of items by number, from what is written about them now.
 
@@ -118,13 +122,21 @@ def load(path: Path) -> TwoTower:
     """Read what `save` wrote."""
     names = ("item_ids", "vectors", "ids", "marks", "segment_names", "segments")
     arrays, params = load_arrays(path, (*names, f"{WEIGHT}user.places", f"{WEIGHT}item.content"))
-    weights = {
-        name.removeprefix(WEIGHT): values for name, values in arrays.items() if name.startswith(WEIGHT)
-    }
-    encoder = kept_encoder(arrays, path)
     items, vectors, ids, marks, segment_names, segments = (arrays[name] for name in names)
     of_items = (items, vectors, ids, marks)
-    return TwoTower(*of_items, segment_names, segments, weights, encoder, Params(**params))
+    of_texts = (_weights(arrays), kept_encoder(arrays, path))
+    return TwoTower(*of_items, segment_names, segments, *of_texts, Params(**params))
+
+
+def load_items(path: Path) -> tuple[NDArray[Any], ItemNetwork]:
+    """(ids of the items by number, their network) of what `save` wrote, without most of it."""
+    needed = ("item_ids", "ids", f"{WEIGHT}item.content")
+    arrays, _ = load_arrays(path, needed, unread=("vectors", "marks"))
+    return arrays["item_ids"], ItemNetwork(arrays["ids"], _weights(arrays), kept_encoder(arrays, path))
+
+
+def _weights(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+    return {name.removeprefix(WEIGHT): values for name, values in arrays.items() if name.startswith(WEIGHT)}
 
 
 @dataclass(frozen=True, eq=False)
