@@ -129,7 +129,8 @@ def learned(snapshot: ItemSnapshot, name: str, index: VectorIndex | None) -> Sig
         vectors = np.hstack([shares, np.zeros_like(shares)])
         source = als.Als(ids, vectors, als.Params(dimension=2)).bind(snapshot.rows, SIZE)
     else:
-        towers = replace(towers_of_four(), item_ids=ids, vectors=np.ones((SIZE, 3), np.float32))
+        vectors, unread = np.ones((SIZE, 3), np.float32), np.full(SIZE, np.nan)
+        towers = replace(towers_of_four(), item_ids=ids, vectors=vectors, marks=unread)
         source = towers.bind(snapshot.rows, SIZE)
         visitor = source.visitor(replace(query(), seeds=np.asarray([SIZE - 1], np.int32)))
         source.vectors[:-1] = (shares * visitor)[:-1]

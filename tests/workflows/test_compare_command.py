@@ -155,6 +155,7 @@ def test_on_imported_data_nobody_knows_what_a_slate_is_worth(
     assert report["funnel"]["traditional -> two_tower"]["kind"] == "no_verdict"
 
 
+@pytest.mark.slow
 def test_without_a_node_its_figures_are_missing(
     compared: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,6 +185,7 @@ def test_without_a_node_its_figures_are_missing(
     assert {"retrieval time", "time to build the index", "size on the node"} < set(line.split(", "))
 
 
+@pytest.mark.slow
 def test_an_embedded_app_is_measured_in_the_process(
     compared: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
