@@ -132,6 +132,7 @@ def test_events_that_are_left_out_are_told(compared: tuple[Path, dict[str, Any]]
     assert log["events"] + sum(log["left_out"].values()) == log["simulated"]["events"] == 2500
 
 
+@pytest.mark.slow
 def test_on_imported_data_nobody_knows_what_a_slate_is_worth(
     compared: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def test_checkpoints_and_artifacts_lie_outside_of_the_training_data(trained: Tra
     } <= set(kept)
 
 
+@pytest.mark.slow
 def test_an_app_without_learned_sources_trains_its_counted_ones(trained: Trained) -> None:
     """CDK writes "none": both choices end without a job, and the bundle is whole without their files."""
     copy_data(trained.aws, "run-3")

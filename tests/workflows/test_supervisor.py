@@ -241,6 +241,7 @@ def test_the_command_line_answers_in_json(home: Path) -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_opensearch_comes_with_an_app_whose_vectors_lie_there(home: Path) -> None:
     """The deployment is told its address; killed, it comes back there with what it held; down ends it."""
     try:
