@@ -60,7 +60,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("trained")
     write_training_data(home / "data", ring(120, 12), CATALOGUE)
     return train_from_files(
-        home / "data", home / "bundle", app="shopnow", budget_s=12.0, learned=("two_tower",), version="run-1"
+        home / "data", home / "bundle", app="shopnow", budget_s=6.0, learned=("two_tower",), version="run-1"
     )
 
 
