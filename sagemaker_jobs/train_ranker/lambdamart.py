@@ -185,14 +185,16 @@ def _cautious(groups: Groups, spec: VectorSpec, seed: int) -> tuple[Any, float]:
     least = max(5, min(50, len(groups.features) // 1000))
     params = {**PARAMS, **Shape().params, **CAUTIOUS, "seed": seed, "min_data_in_leaf": least}
     params["monotone_constraints"] = directions(spec)
+    whole = _dataset(groups, spec)
     scores = np.zeros(len(groups.features))
     for fold in range(FOLDS):
         held = groups.users % FOLDS == fold
         rows = np.repeat(held, groups.lengths)
         if held.any() and not held.all():
-            booster = lightgbm.train(params, _dataset(groups.take(~held), spec), CAUTIOUS_ROUNDS)
+            others = _dataset(groups.take(~held), spec, reference=whole)
+            booster = lightgbm.train(params, others, CAUTIOUS_ROUNDS)
             scores[rows] = booster.predict(groups.features[rows])
-    booster = lightgbm.train(params, _dataset(groups, spec), CAUTIOUS_ROUNDS)
+    booster = lightgbm.train(params, whole, CAUTIOUS_ROUNDS)
     return booster, _gain(scores, groups, spec)
 
 

@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _write(source: Path) -> None:
-    events = MARKET.events(12_000, MARKET.as_of - 20 * DAY_S, MARKET.as_of)
+    events = MARKET.events(6_000, MARKET.as_of - 20 * DAY_S, MARKET.as_of)
     with (source / "interactions.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["USER_ID", "ITEM_ID", "TIMESTAMP", "EVENT_TYPE"])
