@@ -15,6 +15,14 @@ from localcloud.spark import spark_environment
 from tests import servers
 
 PARTS = "4"
+SMALL = {
+    "spark.sql.shuffle.partitions": PARTS,
+    "spark.sql.adaptive.enabled": "false",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}
+"""For a handful of rows: to compile a plan, and to plan it again after each stage, takes longer than to
+interpret it. The tests that start a job as its own process run under Spark's defaults."""
 ROOT = Path(__file__).parents[1]
 
 
@@ -32,9 +40,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     os.environ.update(spark_environment([ROOT], scratch, [jar]))
     try:
         session = SparkSession.builder.master("local[2]").appName("tests")
-        for name, value in settings(str(scratch / "lake")).items():
+        for name, value in (settings(str(scratch / "lake")) | SMALL).items():
             session = session.config(name, value)
-        started = session.config("spark.sql.shuffle.partitions", PARTS).getOrCreate()
+        started = session.getOrCreate()
         yield started
         started.stop()
     finally:
