@@ -8,7 +8,7 @@ from narrows.toml_reading import Table
 
 PARTS = frozenset(
     {"category", "category_all", "brand", "seller", "price", "price_position", "created_at", "regions"}
-    | {"title", "text", "text_mark"}
+    | {"title", "text", "text_mark", "deleted"}
 )
 """The columns that the engine itself reads of a catalogue, whatever the app calls them."""
 

@@ -10,7 +10,8 @@ import numpy as np
 from narrows.encoding import Array
 from narrows.index_filters import Words, of_snapshot
 from narrows.index_settings import FILLED_BY
-from narrows.item_details import rewritten, written
+from narrows.item_details import deleted, rewritten, written
+from narrows.item_upsert import DELETED
 from narrows.retrieval import Rows
 from narrows.snapshot import ItemSnapshot
 from narrows.sources.two_tower import TwoTower
@@ -19,7 +20,7 @@ from narrows.vector_index import LIVE, WHOLE, IndexVersions, VectorIndex, opened
 ROWS_AT_ONCE = 2_000
 MOST_ROUNDS = 5
 """A catalogue that never rests is looked at so often; the first time is the one that counts."""
-SAID = ("text", "title", "brand", *(one.column for one in FILLED_BY.values()))
+SAID = (DELETED, "text", "title", "brand", *(one.column for one in FILLED_BY.values()))
 """The columns that an item's vector and its filters come from."""
 
 
@@ -119,11 +120,11 @@ class Said:
 
 
 def _place(index: VectorIndex, network: TwoTower, snapshot: ItemSnapshot, rows: Rows) -> Rows:
-    """Put in what the network says of these rows; those of which it says nothing."""
+    """Put in what the network says of these rows; those of which it says nothing, or that are deleted."""
     source = network.bind(snapshot.rows, snapshot.size)
     later = np.intersect1d(rows, rewritten(snapshot, source.placed))
     source.place(later, written(snapshot, later.tolist()))
-    there = ~np.isnan(source.vectors[rows, 0])
+    there = ~np.isnan(source.vectors[rows, 0]) & ~deleted(snapshot)[rows]
     placed: Rows = rows[there]
     silent: Rows = rows[~there]
     for start in range(0, len(placed), ROWS_AT_ONCE):

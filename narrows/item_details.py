@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from narrows.item_upsert import DELETED
 from narrows.retrieval import Rows
 from narrows.snapshot import ItemSnapshot
 from narrows.sources.rows import PlacedVectors
@@ -43,7 +45,7 @@ def written(snapshot: ItemSnapshot, rows: Sequence[int]) -> list[str]:
 def rewritten(snapshot: ItemSnapshot, placed: PlacedVectors) -> Rows:
     """The rows of items about which something else is written than what their vectors were made from.
 
-    In a snapshot of before it kept marks those without a vector.
+    In a snapshot of before it kept marks those without a vector; no deleted item in any.
     """
     vectors = placed.vectors[: snapshot.size]
     if "text_mark" not in snapshot.columns:
@@ -52,7 +54,12 @@ def rewritten(snapshot: ItemSnapshot, placed: PlacedVectors) -> Rows:
         return rows[[bool(text.strip()) for text in written(snapshot, rows.tolist())]]
     said, read = snapshot.columns["text_mark"][: len(vectors)], placed.marks[: len(vectors)]
     differs = (said != read) & ~(np.isnan(said) & np.isnan(read))
-    return np.flatnonzero(differs).astype(np.int32)
+    return np.flatnonzero(differs & ~deleted(snapshot)[: len(vectors)]).astype(np.int32)
+
+
+def deleted(snapshot: ItemSnapshot) -> NDArray[np.bool_]:
+    """bool[size]: whether an item is deleted; a snapshot of before it kept that knows of none."""
+    return np.asarray(snapshot.columns.get(DELETED, np.zeros(snapshot.size, np.bool_)))
 
 
 def _details(snapshot: ItemSnapshot, row: int) -> Details:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from narrows.catalogue import ItemColumns, item_columns
 from narrows.encoding import Array, missing, recoded
 from narrows.freshening import ItemEntry
+from narrows.item_details import written
+from narrows.item_upsert import DELETED
 from narrows.settings import Catalogue
 from narrows.snapshot import ItemSnapshot, write_base, write_delta
-from narrows.text_vectors import document_names
+from narrows.text_vectors import TEXT_BYTES, document_names, text_marks
 
 SPARE_ROWS = 8192
 """Lines for new items behind a base: when they are used up, a new base is written."""
@@ -33,11 +35,10 @@ class SnapshotChange:
         return len(self.ids)
 
     def fits(self, snapshot: ItemSnapshot) -> bool:
-        """Whether the snapshot has lines, and columns wide enough, for all of it."""
+        """Whether the snapshot has lines, and every column, wide enough, for all of it."""
         wide = all(
-            column.shape[1:] <= snapshot.full[name].shape[1:]
+            name in snapshot.full and column.shape[1:] <= snapshot.full[name].shape[1:]
             for name, column in self.columns.items()
-            if column.ndim > 1
         )
         return wide and int(self.rows.max(initial=-1)) < snapshot.capacity
 
@@ -59,13 +60,15 @@ class SnapshotChange:
 def change_of(entries: Sequence[ItemEntry], snapshot: ItemSnapshot, catalogue: Catalogue) -> SnapshotChange:
     """What is different after these entries, of which the last of an item counts; nothing for what is there.
 
-    A deleted item keeps its row and nothing else. An item that says no time was created when it was stored
-    first; of one that was published before that time counts, if it had one.
+    A deleted item keeps its row, and that it is deleted. An item that says no time was created when it was
+    stored first; of one that was published before that time counts, if it had one.
     """
     newest = list({entry.item_id: entry for entry in entries}.values())
     items = _columns(newest, catalogue)
     rows = np.asarray([entry.row for entry in newest], np.int32)
-    columns = {name: column for name, column in items.columns.items() if name in snapshot.full}
+    columns = {
+        name: column for name, column in items.columns.items() if name in snapshot.full or _says(column)
+    }
     words = {name: words for name, words in items.vocabularies.items() if name in columns}
     known = snapshot.rows(items.ids)
     if "created_at" in columns:
@@ -90,11 +93,16 @@ def empty_base(directory: Path, catalogue: Catalogue, *, version: str) -> None:
 
 
 def new_base(directory: Path, snapshot: ItemSnapshot, change: SnapshotChange, *, version: str) -> None:
-    """Write what the snapshot holds as a base of its own, with room for the change and many more."""
+    """Write what the snapshot holds as a base of its own, with room for the change and many more.
+
+    A column that only the change has is added: what is written about the items, and else missing values.
+    """
     columns = {
-        name: _widened(column, change.columns.get(name, column)) for name, column in snapshot.columns.items()
+        name: _widened(column, change.columns.get(name, column))
+        for name, column in _completed(snapshot, change.columns).items()
     }
     words = {name: snapshot.vocabulary(name) for name in columns if snapshot.vocabulary(name)}
+    coded = (*snapshot.vocabularies, *change.vocabularies)
     last = int(change.rows.max(initial=-1)) + 1
     write_base(
         directory,
@@ -102,8 +110,20 @@ def new_base(directory: Path, snapshot: ItemSnapshot, change: SnapshotChange, *,
         columns,
         version=version,
         spare=max(last - snapshot.size, 0) + SPARE_ROWS,
-        vocabularies=words | {name: () for name in snapshot.vocabularies if name not in words},
+        vocabularies=words | {name: () for name in coded if name not in words},
     )
+
+
+def _completed(snapshot: ItemSnapshot, wanted: Mapping[str, Array]) -> dict[str, Array]:
+    added: dict[str, Array] = {}
+    for name in wanted.keys() - snapshot.columns.keys():
+        like, size = wanted[name], snapshot.size
+        added[name] = np.full((size, *like.shape[1:]), missing(like.dtype), like.dtype)
+    if not added.keys().isdisjoint({"text", "text_mark"}):
+        texts = written(snapshot, range(snapshot.size))
+        added["text_mark"] = text_marks(texts)
+        added |= {"text": np.asarray([one.encode() for one in texts], f"S{TEXT_BYTES}")}
+    return {**added, **snapshot.columns}
 
 
 def _columns(entries: Sequence[ItemEntry], catalogue: Catalogue) -> ItemColumns:
@@ -112,7 +132,9 @@ def _columns(entries: Sequence[ItemEntry], catalogue: Catalogue) -> ItemColumns:
         *catalogue.attributes,
     )  # fmt: skip
     table = {name: [entry.values.get(name) for entry in entries] for name in names if name}
-    return item_columns({**table, catalogue.id: [entry.item_id for entry in entries]}, catalogue)
+    items = item_columns({**table, catalogue.id: [entry.item_id for entry in entries]}, catalogue)
+    deleted = np.asarray([entry.deleted for entry in entries], np.bool_)
+    return replace(items, columns={**items.columns, DELETED: deleted})
 
 
 def _creation(entries: Sequence[ItemEntry], said: Array) -> Array:
@@ -138,7 +160,7 @@ def _positions(
     codes = np.zeros(len(rows), np.int32)
     if "category" in columns:
         codes, _ = recoded(columns["category"], words["category"], snapshot.vocabulary("category"))
-    prices = snapshot.columns["price"]
+    prices = snapshot.columns.get("price", np.full(snapshot.size, np.nan))
     found = np.full(len(rows), np.nan, np.float32)
     for place, (row, code, price) in enumerate(zip(rows, codes, columns["price"], strict=True)):
         others = (groups == code) & ~np.isnan(prices)
@@ -160,16 +182,22 @@ def _same(
     same = rows < snapshot.size
     inside = np.where(same, rows, 0)
     for name, values in columns.items():
-        column = snapshot.full[name]
+        column = snapshot.full.get(name, np.full((1, *values.shape[1:]), missing(values.dtype), values.dtype))
         if name in words:
             values, _ = recoded(values, words[name], snapshot.vocabulary(name))
         if values.shape[1:] > column.shape[1:]:
             return np.zeros(len(rows), np.bool_)
-        there, wanted = column[inside], _widened(values, column)
+        there = column[inside] if name in snapshot.full else column
+        wanted = _widened(values, column)
         wanted = wanted.astype(column.dtype) if column.dtype.kind == "f" else wanted
         equal = (there == wanted) | ((there != there) & (wanted != wanted))  # nan is missing as well
         same &= equal.reshape(len(rows), -1).all(axis=1)
     return same
+
+
+def _says(column: Array) -> bool:
+    """Whether any value of a column is there."""
+    return bool(((column == column) & (column != missing(column.dtype))).any())
 
 
 def _widened(column: Array, like: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from narrows.errors import EncoderUnavailable
-from narrows.item_details import rewritten, written
+from narrows.item_details import deleted, rewritten, written
 from narrows.retrieval import Rows
 from narrows.snapshot import ItemSnapshot
 from narrows.sources import SignallingSource
@@ -53,6 +53,9 @@ class Placing(Protocol):
         EncoderUnavailable where the texts cannot be read now.
         """
 
+    def take_out(self, rows: Rows) -> None:
+        """Offer these no more."""
+
 
 def with_newest(
     sources: Mapping[str, SignallingSource], snapshot: ItemSnapshot
@@ -61,12 +64,15 @@ def with_newest(
 
     A text encoder that does not answer, or is not the one of the model, leaves items with the vectors that
     they had, if any, and is named; so is one that has more to read than fits into a refresh. The next refresh
-    goes on.
+    goes on. Deleted items are offered no more.
     """
     problems: dict[str, str] = {}
     found = dict(sources)
     for name, source in sources.items():
-        if isinstance(source, Placing) and len(rows := rewritten(snapshot, source.placed)):
+        if not isinstance(source, Placing):
+            continue
+        source.take_out(_gone(snapshot, source.placed))
+        if len(rows := rewritten(snapshot, source.placed)):
             problems |= _placed(source, rows, snapshot)
             found[name] = _regional(source, snapshot)
     created = snapshot.columns.get("created_at")
@@ -92,6 +98,12 @@ def by_region(index: VectorIndex, snapshot: ItemSnapshot) -> VectorIndex:
     if codes is None or not snapshot.size or not isinstance(index, Tagging):
         return index
     return index.tagged(REGION, snapshot.vocabulary(REGIONS), codes.reshape(snapshot.size, -1))
+
+
+def _gone(snapshot: ItemSnapshot, placed: PlacedVectors) -> Rows:
+    """The rows of deleted items that a search may still find."""
+    findable = ~placed.taken_out()[: snapshot.size]
+    return np.flatnonzero(findable & deleted(snapshot)[: len(findable)]).astype(np.int32)
 
 
 def _placed(source: Placing, rows: Rows, snapshot: ItemSnapshot) -> dict[str, str]:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from narrows.adapters.s3 import S3Objects
 from narrows.catalogue import item_columns
 from narrows.control import ControlTable, Pointer, snapshot_pointer
+from narrows.item_upsert import DELETED
 from narrows.settings import App
 from narrows.snapshot import write_base
 from narrows.snapshot_feed import SPARE_ROWS
@@ -26,7 +28,7 @@ def write_snapshot(directory: Path, app: App, table: Mapping[str, Sequence[Any]]
     write_base(
         directory,
         items.ids,
-        items.columns,
+        {**items.columns, DELETED: np.zeros(len(items.ids), np.bool_)},
         version=version,
         spare=SPARE_ROWS,
         vocabularies=items.vocabularies,

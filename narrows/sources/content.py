@@ -98,12 +98,16 @@ class ContentSource:
         """Give each row the vector that its text says, or none where it says nothing."""
         self.placed.write(rows, texts, lambda _, said: self.encoder.encode(said), self.index)
 
+    def take_out(self, rows: Rows) -> None:
+        """Offer these no more; who chose one is still known by it."""
+        self.placed.take_out(rows, self.index)
+
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The rows that are written about most alike."""
         taste = self.visitor(query)
         if taste is None:
             return NOTHING
-        return nearest(self.vectors, taste, quota, query, self.index)
+        return nearest(self.vectors, taste, quota, query, self.index, out=self.placed.taken_out)
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The cosine to the mean of the last items."""

@@ -20,6 +20,8 @@ NOTHING = Retrieved(NO_ROWS, NO_WEIGHTS)
 REGION = "region"
 FURTHER = 4
 JUDGED = 50
+TAKEN_OUT = -np.inf
+"""The mark of an item that is not to be found, whatever it had been made from."""
 LOOKED_AT = 50_000
 """How far down a list one looks for what may be shown: a millisecond's worth."""
 
@@ -80,14 +82,22 @@ def crowded(rows: Rows, passes: Passes) -> bool:
 
 
 def nearest(
-    vectors: Floats, wanted: Floats, quota: int, query: Query, index: VectorIndex | None
+    vectors: Floats,
+    wanted: Floats,
+    quota: int,
+    query: Query,
+    index: VectorIndex | None,
+    *,
+    out: Callable[[], NDArray[np.bool_]] | None = None,
 ) -> Retrieved:
     """The rows with the highest inner products, by the index, or without one by comparing every row.
 
-    `vectors` float32[size, d] are nan where a row has none.
+    `vectors` float32[size, d] are nan where a row has none; `out` tells which rows no index would have.
     """
     if index is None:
         scores = vectors @ wanted
+        if out is not None:
+            scores[out()] = np.nan
         allowing = np.where(np.isnan(scores), -np.inf, scores)
         return best_allowed(allowing, quota, query.exclude, judging(query))
     return allowed(index, wanted, quota, query)
@@ -125,7 +135,8 @@ class PlacedVectors:
     """Vectors by row that follow what is written about the items.
 
     `vectors` float32[size, d], nan where a row has none; `marks` float64[size] are those of the texts that
-    they were made from (`text_vectors.text_marks`), nan for none.
+    they were made from (`text_vectors.text_marks`), nan for none. An item that was taken out keeps its
+    vector, which is read for those who chose it, until something is written about it again.
     """
 
     vectors: Floats
@@ -156,6 +167,17 @@ class PlacedVectors:
         self.vectors[rows[said], 1:] = found[said, 1:]
         self.vectors[rows[said], 0] = found[said, 0]
         self.marks[rows] = text_marks(texts)
+
+    def take_out(self, rows: Rows, index: VectorIndex | None) -> None:
+        """Let no search find these rows; those that the table does not hold are left out."""
+        rows = known(rows, len(self.vectors))
+        if index is not None:
+            index.delete(rows)
+        self.marks[rows] = TAKEN_OUT
+
+    def taken_out(self) -> NDArray[np.bool_]:
+        """bool[size]: the rows that no search may find."""
+        return np.asarray(self.marks == TAKEN_OUT)
 
 
 def scatter(rows: Rows, values: NDArray[Any], size: int, missing: float) -> NDArray[Any]:

@@ -176,12 +176,16 @@ class TwoTowerSource:
             rows, texts, lambda those, said: self.network.embed(self.items[those], said), self.index
         )
 
+    def take_out(self, rows: Rows) -> None:
+        """Offer these no more; who chose one is still known by it."""
+        self.placed.take_out(rows, self.index)
+
     def retrieve(self, query: Query, quota: int) -> Retrieved:
         """The rows with the highest inner products with the visitor's vector."""
         visitor = self.visitor(query)
         if visitor is None:
             return NOTHING
-        return nearest(self.vectors, visitor, quota, query, self.index)
+        return nearest(self.vectors, visitor, quota, query, self.index, out=self.placed.taken_out)
 
     def score(self, query: Query, rows: Rows) -> Floats:
         """The inner products for given rows; nan for unknown rows, or where the visitor is unknown."""

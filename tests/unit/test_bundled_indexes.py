@@ -211,6 +211,47 @@ def test_an_item_about_which_something_else_is_written_moves(
     )
 
 
+@pytest.mark.parametrize("name", ["two_tower", "content"])
+def test_a_deleted_item_is_found_no_more_until_it_is_back(
+    app: App, made: Path, tmp_path: Path, name: str
+) -> None:
+    """In the index of the process; whoever chose it is still known by it."""
+    columns = {
+        "text": np.asarray([b""] * ITEMS, "S9"),
+        "text_mark": np.full(ITEMS, np.nan),
+        "deleted": np.zeros(ITEMS, np.bool_),
+    }
+    write_base(tmp_path / "s", IDS.tolist(), columns, version="s", spare=1)
+    serving = load_serving(app, made / "model", tmp_path / "s")
+    source: Any = serving.sources[name]
+    vector = source.vectors[7].copy()
+    assert 7 in source.index.search(vector, 300).rows[0]
+
+    def change(version: str, text: str, *, gone: bool) -> None:
+        nonlocal serving
+        said = {
+            "text": np.asarray([text.encode()]),
+            "text_mark": text_marks([text]),
+            "deleted": np.asarray([gone]),
+        }
+        write_delta(tmp_path / f"{version}.npz", serving.snapshot, ["i0007"], said, version=version)
+        snapshot = serving.snapshot.apply(tmp_path / f"{version}.npz")
+        sources, _ = with_newest(serving.sources, snapshot)
+        serving = replace(serving, snapshot=snapshot, sources=sources)
+
+    change("t", "", gone=True)
+    assert 7 not in source.index.search(vector, 300).rows[0]
+    assert np.array_equal(source.vectors[7], vector)
+    exact = replace(source, index=None)
+    assert 7 not in exact.retrieve(query([7]), ITEMS).rows
+    assert 8 in exact.retrieve(query([7]), ITEMS).rows
+    again = load_serving(app, made / "model", serving.snapshot).sources[name]
+    assert 7 not in again.index.search(vector, 300).rows[0]  # type: ignore[attr-defined]
+    change("u", "red shoes", gone=False)
+    assert 7 in source.index.search(source.vectors[7], 3).rows[0]
+    assert 7 in exact.retrieve(query([7]), ITEMS).rows
+
+
 def sold(folder: Path, codes: Sequence[int]) -> ItemSnapshot:
     """The catalogue in which item `i` is sold in the region of that code, -1 for everywhere."""
     columns = {"title": np.asarray([b""] * ITEMS), "regions": np.asarray(codes, np.int32)[:, None]}

@@ -306,6 +306,28 @@ def test_a_trained_item_is_placed_by_what_is_written_now(tmp_path: Path) -> None
         assert index.search(axis, 2).scores[0][place] == pytest.approx(moved @ axis, abs=1e-5)
 
 
+def test_a_deleted_item_that_the_model_knows_is_in_no_new_index(tmp_path: Path) -> None:
+    """Neither where it was gone before, nor where it goes while the index is built."""
+    texts = ["red shoes", ""]
+    columns = {
+        "text": np.asarray([one.encode() for one in texts], "S16"),
+        "text_mark": text_marks(texts),
+        "deleted": np.asarray([False, True]),
+    }
+    write_base(tmp_path / "s1", ["a", "b"], columns, version="s1", spare=0)
+    gone = open_base(tmp_path / "s1")
+    versions = MemoryIndexVersions()
+    assert build_index(versions, "m1", network(), lambda: gone, nothing) == 1
+    assert versions.open("m1").search(np.asarray([0, 1, 0], np.float32), 2).rows[0].tolist() == [0, -1]
+
+    columns = {**columns, "deleted": np.asarray([False, False])}
+    write_base(tmp_path / "s2", ["a", "b"], columns, version="s2", spare=0)
+    there = open_base(tmp_path / "s2")
+    assert build_index(versions, "m2", network(), lambda: there, nothing) == 2
+    states = iter([there])
+    assert build_index(versions, "m3", network(), lambda: next(states, gone), nothing) == 1
+
+
 class Changing:
     """A catalogue of which a change is published while one waits for it, and another one after."""
 

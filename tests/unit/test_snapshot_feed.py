@@ -17,10 +17,9 @@ from narrows.catalogue import item_columns
 from narrows.control import Pointer, snapshot_pointer
 from narrows.errors import Conflict, SnapshotError
 from narrows.freshening import ItemEntry
-from narrows.item_details import written
+from narrows.item_details import deleted, written
 from narrows.settings import App, load_app
 from narrows.snapshot import ItemSnapshot, write_base
-from narrows.snapshot_feed import change_of
 from narrows.text_vectors import text_marks
 
 APPS = Path(__file__).parents[2] / "apps"
@@ -130,7 +129,7 @@ def test_the_same_batch_again_publishes_nothing(shop: Shop) -> None:
     assert shop.read().columns["title"].tolist() == [b"A", b"B", b"C2"]
 
 
-def test_a_deleted_item_keeps_its_row_and_nothing_else(shop: Shop) -> None:
+def test_a_deleted_item_keeps_its_row_and_that_it_is_deleted(shop: Shop) -> None:
     """Nothing offers it as new, its row stays its own, and a return finds it again."""
     shop.put_base()
     publisher = shop.publisher()
@@ -140,8 +139,10 @@ def test_a_deleted_item_keeps_its_row_and_nothing_else(shop: Shop) -> None:
     assert gone.rows(["c"]).tolist() == [2]
     assert np.isnan(gone.columns["created_at"][2])
     assert np.isnan(gone.columns["price"][2])
+    assert np.flatnonzero(deleted(gone)).tolist() == [2]
     publisher.publish([entry("c", 2, 3, title="C", created_at=5.0)])
     assert shop.read().columns["created_at"][2] == 5.0
+    assert not deleted(shop.read()).any()
 
 
 def test_who_says_no_time_was_there_since_it_was_stored(shop: Shop) -> None:
@@ -294,9 +295,30 @@ def test_a_damaged_delta_is_copied_again(shop: Shop) -> None:
     assert reader.current().rows(["c"]).tolist() == [2]  # type: ignore[union-attr]
 
 
-def test_what_the_base_has_no_column_for_is_left_out(shop: Shop) -> None:
-    """A column that is declared later comes with the next catalogue; until then items still go through."""
+def test_what_the_base_has_no_column_for_comes_with_a_new_base(shop: Shop) -> None:
+    """As soon as an item says something of it; rows stay, and of the others it is missing."""
     shop.put_base()
-    change = change_of([entry("c", 2, title="C", margin=0.5)], shop.read(), shop.app.catalogue)
-    assert "margin" not in change.columns
-    assert change.ids == ("c",)
+    assert "margin" not in shop.read().columns
+    publisher = shop.publisher()
+    publisher.publish([entry("c", 2, title="C")])
+    assert shop.read().version.startswith("s1+")
+    publisher.publish([entry("d", 3, title="D", margin=0.5)])
+    after = shop.read()
+    assert not after.version.startswith("s1+")
+    assert after.rows(["a", "b", "c", "d"]).tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(after.columns["margin"], np.float32([np.nan, np.nan, np.nan, 0.5]))
+    assert [bytes(one) for one in after.columns["title"]] == [b"A", b"B", b"C", b"D"]
+
+
+def test_a_base_of_before_texts_were_marked_gets_marks(shop: Shop) -> None:
+    """Of what can be read of its items; so a later change of a text is seen."""
+    titles = {"title": np.asarray([b"A", b"B"], "S96")}
+    write_base(shop.folder / "base", ["a", "b"], titles, version="s1", spare=3)
+    shop.objects.upload(shop.folder / "base", "snapshots/s1")
+    shop.control.move(snapshot_pointer(shop.app.name), Pointer("s1", "snapshots/s1", NOW), expected=None)
+    shop.publisher().publish([entry("b", 1, title="B2", regions=["DE"])])
+    after = shop.read()
+    assert [text.strip() for text in written(after, [0, 1])] == ["A", "B2"]
+    assert np.array_equal(after.columns["text_mark"], text_marks(written(after, [0, 1])))
+    assert after.columns["regions"][0].tolist() == [-1] * after.columns["regions"].shape[1]
+    assert after.vocabulary("regions")[after.columns["regions"][1, 0]] == "DE"
