@@ -24,6 +24,7 @@ from narrows.adapters.item_encoder import KeptEncoders, LiveEncoder
 from narrows.adapters.memory import MemoryItemTable, MemoryPolicyLog
 from narrows.adapters.opensearch import connect
 from narrows.adapters.opensearch_versions import OpenSearchIndexVersions, index_versions
+from narrows.adapters.publishing import write_snapshot
 from narrows.adapters.refreshing import Cellar, Live
 from narrows.adapters.s3 import S3Objects
 from narrows.adapters.snapshots import SnapshotCopy
@@ -33,7 +34,6 @@ from narrows.errors import StoreUnavailable
 from narrows.freshening import ItemEntry, freshen
 from narrows.indexing import Indexed, index_items
 from narrows.settings import load_app
-from narrows.snapshot import write_base
 from narrows.sources.two_tower import TwoTowerSource
 from narrows.vector_index import IndexGone
 from sagemaker_jobs.from_files import train_from_files
@@ -86,8 +86,7 @@ class Region:
         """The catalogue of the training, and items that came after it."""
         ids = [*CATALOGUE["item_id"], *later]
         titles = [*CATALOGUE["title"], *CATALOGUE["title"][: len(later)]]
-        columns = {"title": np.asarray([one.encode() for one in titles])}
-        write_base(self.folder / version, ids, columns, version=version, spare=3)
+        write_snapshot(self.folder / version, APP, {"item_id": ids, "title": titles}, version=version)
         self.objects.upload(self.folder / version, f"snapshots/{version}")
         pointer = Pointer(version, f"snapshots/{version}", 1.0)
         self.control.move(snapshot_pointer("shopnow"), pointer, expected=former)
