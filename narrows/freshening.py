@@ -242,13 +242,13 @@ class _Batch:
         """Stored, but without a vector: item id -> why; None where somebody else wrote first."""
         rows, new, block = self._rows([one.item_id for one in wanted], stored, published)
         created = {} if published is None else _created(published, rows)
-        vectors, unread = self._vectors(wanted)
+        vectors, unread = self._vectors(wanted, stored)
         writes: list[ItemWrite] = []
         changes: list[Change] = []
         for upsert in wanted:
             before = stored.get(upsert.item_id)
             first_at = before.first_at if before else created.get(upsert.item_id, self.now)
-            vector = vectors.get(upsert.item_id, b"")
+            vector, vector_version = vectors.get(upsert.item_id, (b"", ""))
             entry = ItemEntry(
                 item_id=upsert.item_id,
                 row=rows[upsert.item_id],
@@ -257,7 +257,7 @@ class _Batch:
                 deleted=upsert.deleted,
                 first_at=first_at,
                 vector=vector,
-                vector_version=self.encoder.version if self.encoder and vector else "",
+                vector_version=vector_version,
             )
             writes.append(ItemWrite(entry, before.version if before else None))
             changes += rule_changes(entry, before, self.catalogue, is_new=upsert.item_id in new)
@@ -285,8 +285,13 @@ class _Batch:
         rows |= {item_id: first + place for place, item_id in enumerate(new)}
         return rows, set(new), RowBlock(expected, first + len(new))
 
-    def _vectors(self, upserts: Sequence[ItemUpsert]) -> tuple[dict[str, bytes], dict[str, str]]:
-        """What the network says of these items; why it says nothing of what is written about them."""
+    def _vectors(
+        self, upserts: Sequence[ItemUpsert], stored: Mapping[str, ItemEntry]
+    ) -> tuple[dict[str, tuple[bytes, str]], dict[str, str]]:
+        """(item id -> its vector and that one's version, why there is none of what is written about it).
+
+        While the network cannot be asked, an item of the same text keeps the vector that it has.
+        """
         there = [one for one in upserts if not one.deleted]
         if self.encoder is None or not there:
             return {}, {}
@@ -296,9 +301,22 @@ class _Batch:
         try:
             vectors = np.asarray(self.encoder.embed(ids, texts), np.float32)
         except (BundleError, EncoderUnavailable, StoreUnavailable) as error:  # an item does not wait for it
-            return {}, dict.fromkeys(said, type(error).__name__)
-        placed = {item_id: one.tobytes() for item_id, one in zip(ids, vectors, strict=True) if one.any()}
+            kept = self._kept(there, texts, stored)
+            return kept, {item_id: type(error).__name__ for item_id in said if item_id not in kept}
+        found = zip(ids, vectors, strict=True)
+        placed = {item_id: (one.tobytes(), self.encoder.version) for item_id, one in found if one.any()}
         return placed, {item_id: UNKNOWN_WORDS for item_id in said if item_id not in placed}
+
+    def _kept(
+        self, upserts: Sequence[ItemUpsert], texts: Sequence[str], stored: Mapping[str, ItemEntry]
+    ) -> dict[str, tuple[bytes, str]]:
+        before = [stored.get(one.item_id) for one in upserts]
+        read = item_texts([one.values if one else {} for one in before], self.catalogue)
+        return {
+            one.item_id: (one.vector, one.vector_version)
+            for one, said, text in zip(before, read, texts, strict=True)
+            if one and one.vector and said.split() == text.split()
+        }
 
     def _lost(self, upsert: ItemUpsert, reason: str) -> ItemVerdict:
         return ItemVerdict(0, upsert.item_id, "rejected", "item", reason, SEND_AGAIN)

@@ -393,6 +393,21 @@ class TestItemsWithoutVectors:
         assert "no_vector" not in read
         assert [len(table.read([one])[one].vector) for one in "ab"] == [0, 8]
 
+    def test_the_same_text_keeps_its_vector_while_the_encoder_is_down(self) -> None:
+        """Another price of the item changes nothing of it; another text leaves it without one."""
+        table, encoder = item_table(), Moody()
+        self.send(table, encoder, {"item_id": "a", "title": "Red tea"}, {"item_id": "b", "title": "Shoes"})
+        before = table.read(["a"])["a"]
+        encoder.error = EncoderUnavailable("down")
+        changed = {"item_id": "a", "title": "Red  tea", "genres": []}, {"item_id": "b", "title": "Boots"}
+        kept, lost = self.send(table, encoder, *changed)
+        assert "no_vector" not in kept
+        assert lost["no_vector"] == "EncoderUnavailable"
+        after = table.read(["a", "b"])
+        assert after["a"].version > before.version
+        assert (after["a"].vector, after["a"].vector_version) == (before.vector, before.vector_version)
+        assert (after["b"].vector, after["b"].vector_version) == (b"", "")
+
     def test_the_next_change_has_its_vector(self) -> None:
         """Once the encoder is back."""
         table, encoder = item_table(), Moody()
