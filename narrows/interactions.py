@@ -52,6 +52,13 @@ class Interactions:
         """The segment of a user by number, "" where it is not known."""
         return "" if self.segments is None else str(self.segments[user])
 
+    def common_segments(self, least_users: int) -> NDArray[np.str_]:
+        """The names, sorted, of the segments of at least so many users with an event."""
+        if self.segments is None:
+            return np.empty(0, str)
+        names, counts = np.unique(self.segments[np.unique(self.users)], return_counts=True)
+        return np.asarray(names[(names != "") & (counts >= least_users)])
+
     def places_from_end(self) -> NDArray[np.int64]:
         """int64[n]: 0 for each user's last event, 1 for the one before it."""
         ends = self.per_user()[1:]

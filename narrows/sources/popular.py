@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from narrows.interactions import Interactions
 from narrows.retrieval import Floats, Query, Retrieved, Rows
-from narrows.sources.rows import NOTHING, RowsOf, first, load_arrays, look_up, save_arrays, scatter
+from narrows.sources.rows import LOOKED_AT, NOTHING, RowsOf, first, load_arrays, look_up, save_arrays, scatter
 
 FILE = "popular.npz"
 SIGNALS = ("score",)
+VALUES = 20_000_000
+"""Of all segments' items; each is four bytes of every process that serves."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Params:
     """An event `half_life_s` seconds before the newest weighs one half; 0 is no decay.
 
     A segment's popularity is shrunk towards everyone's as if `prior_events` more events had happened in it;
-    only the `most_segments` busiest segments are kept.
+    only the `most_segments` busiest segments of at least `least_users` are kept, and no more than have
+    `VALUES` shares in all.
     """
 
     half_life_s: float = 0.0
     prior_events: float = 100.0
     most_segments: int = 50
+    least_users: int = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,7 @@ def fit(interactions: Interactions, params: Params) -> Popular:
     counts = np.bincount(interactions.items, weights=weights, minlength=interactions.item_count)
     everyone = counts / max(float(counts.sum()), 1e-12)
     names, shares = [""], [everyone]
-    for name, chosen in busiest(interactions, params.most_segments):
+    for name, chosen in busiest(interactions, params.most_segments, params.least_users):
         held = np.bincount(
             interactions.items[chosen], weights=weights[chosen], minlength=interactions.item_count
         )
@@ -88,18 +92,20 @@ def decayed(interactions: Interactions, half_life_s: float) -> NDArray[np.float6
     return np.asarray(weights * 0.5 ** ((interactions.times.max() - interactions.times) / half_life_s))
 
 
-def busiest(interactions: Interactions, most: int) -> list[tuple[str, NDArray[np.bool_]]]:
+def busiest(interactions: Interactions, most: int, least_users: int) -> list[tuple[str, NDArray[np.bool_]]]:
     """(name, which events are of it) of the segments with the most events, at most `most`."""
-    if interactions.segments is None:
+    common = interactions.common_segments(least_users)
+    if interactions.segments is None or not len(common):
         return []
     each = interactions.segments[interactions.users]
-    names, counts = np.unique(each, return_counts=True)
-    order = [name for name in names[np.argsort(-counts, kind="stable")].tolist() if name]
-    return [(name, each == name) for name in order[:most]]
+    names, counts = np.unique(each[np.isin(each, common)], return_counts=True)
+    kept = min(most, VALUES // max(interactions.item_count, 1))
+    return [(name, each == name) for name in names[np.argsort(-counts, kind="stable")][:kept].tolist()]
 
 
 def _ordered(shares: Floats) -> Rows:
-    order = np.argsort(-shares, kind="stable")
+    """As far down as anybody looks."""
+    order = np.argsort(-shares, kind="stable")[:LOOKED_AT]
     return order[shares[order] > 0].astype(np.int32)
 
 

@@ -20,10 +20,11 @@ FILE = "trending.npz"
 
 @dataclass(frozen=True)
 class Params:
-    """An event `half_life_s` before the newest counts one half as lately; only `most_segments` are kept."""
+    """An event `half_life_s` before the newest counts one half as lately; segments as for `popular`."""
 
     half_life_s: float = 86_400.0
     most_segments: int = 50
+    least_users: int = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ def fit(interactions: Interactions, params: Params) -> Trending:
     """Compare what was counted lately with what each item's share of all events lets expect, by segment."""
     lately = popular.decayed(interactions, params.half_life_s)
     everyone = np.ones(len(interactions), bool)
-    groups = [("", everyone), *popular.busiest(interactions, params.most_segments)]
+    segments = popular.busiest(interactions, params.most_segments, params.least_users)
+    groups = [("", everyone), *segments]
     rises = [_rises(interactions, lately, chosen) for _, chosen in groups]
     names = tuple(name for name, _ in groups)
     return Trending(interactions.item_ids, names, np.asarray(rises, np.float32), params)

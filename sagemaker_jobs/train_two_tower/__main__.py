@@ -134,8 +134,7 @@ def towers(data: TrainingSet, seed: int) -> Towers:
 def _segments(log: Interactions) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """The segments of at least `SEGMENT_USERS` users, and that of each user, one behind them for none."""
     each = np.zeros(log.user_count, "U1") if log.segments is None else log.segments
-    names, counts = np.unique(each[np.unique(log.users)], return_counts=True)
-    names = names[(names != "") & (counts >= SEGMENT_USERS)]
+    names = log.common_segments(SEGMENT_USERS)
     at = np.minimum(np.searchsorted(names, each), max(len(names) - 1, 0))
     known = names[at] == each if len(names) else np.zeros(len(each), np.bool_)
     return names, np.where(known, at, len(names)).astype(np.int32)

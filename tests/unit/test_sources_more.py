@@ -124,7 +124,8 @@ def test_segments_have_trends_of_their_own() -> None:
     )
     users, items, times = zip(*rows, strict=True)
     log = replace(interactions_of(users, items, times), segments=np.asarray(["DE", "US"]))
-    source = trending.fit(log, trending.Params(half_life_s=HOUR)).bind(rows_by_number, 2)
+    params = trending.Params(half_life_s=HOUR, least_users=1)
+    source = trending.fit(log, params).bind(rows_by_number, 2)
     first = {
         name: source.retrieve(query([], segment=name), 1).rows.tolist() for name in ("DE", "US", "", "XX")
     }

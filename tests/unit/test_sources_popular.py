@@ -61,7 +61,8 @@ def test_decay_prefers_what_is_recent() -> None:
 def test_a_segment_has_its_own_order() -> None:
     """Where a segment differs from everyone, its visitors get its order; unknown segments get everyone's."""
     log = interactions_of(["a"] * 3 + ["b"] * 2, ["0", "0", "0", "1", "1"], range(5))
-    model = popular.fit(replace(log, segments=np.asarray(["DE", "FR"])), Params(prior_events=1))
+    log = replace(log, segments=np.asarray(["DE", "FR"]))
+    model = popular.fit(log, Params(prior_events=1, least_users=1))
     source = model.bind(rows_by_number, 2)
     assert source.retrieve(query(), 1).rows.tolist() == [0]
     assert source.retrieve(query(segment="FR"), 1).rows.tolist() == [1]
@@ -135,3 +136,15 @@ def test_item_statistics_of_a_model_without_declared_features_still_read(tmp_pat
     table = statistics.load(tmp_path / "old.npz").bind(rows_by_number, 1)
     assert table.declared == ()
     assert table.read_declared(np.asarray([0], np.int32), 1.0).shape == (1, 0)
+
+
+def test_a_segment_of_a_few_is_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor are there more segments than one wants to hold in memory, the busiest first."""
+    users = [f"u{number}" for number in range(25)]
+    log = interactions_of(users, ["0"] * 10 + ["1"] * 15, range(25))
+    segments = np.where(np.arange(25) < 10, "DE", np.where(np.arange(25) < 16, "XX", "FR"))
+    log = replace(log, segments=segments)
+    assert popular.fit(log, Params()).segments == ("", "DE")
+    assert popular.fit(log, Params(least_users=6)).segments == ("", "DE", "FR", "XX")
+    monkeypatch.setattr(popular, "VALUES", 2 * log.item_count)
+    assert popular.fit(log, Params(least_users=6)).segments == ("", "DE", "FR")
