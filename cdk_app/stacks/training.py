@@ -100,7 +100,7 @@ class TrainingStack(cdk.Stack):
                 **({**search.variables(), "ITEM_WINDOW_S": str(self._stage.item_window_s)} if search else {}),
             },
             timeout_s=900 if search else 300,
-            memory_mb=1024,
+            memory_mb=3008 if search else 1024,  # a million items of 128 numbers take 1.9 GB
             scratch_mb=4096,
         )
         data.control.allow(function.role, "GetItem", "PutItem")

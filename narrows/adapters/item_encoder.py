@@ -135,7 +135,9 @@ def _loaded(version: str, prefix: str, get: Get, text_encoder: TextEncoder | Non
         if two_tower.FILE not in files:
             return None
         network = _copied(prefix, two_tower.FILE, get, Path(scratch))
-        if hashlib.sha256(network.read_bytes()).hexdigest() != files[two_tower.FILE]:
+        with network.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != files[two_tower.FILE]:
             raise BundleError(f"{prefix}/{two_tower.FILE} differs from its manifest; promote again")
         item_ids, items = two_tower.load_items(network)
         return BundleEncoder.of(version, item_ids, items.reading(text_encoder))
