@@ -112,7 +112,7 @@ def test_an_items_category_brings_it_to_those_who_like_it(cloud: Cloud) -> None:
 
     eventually(60.0, explained)
     trace = traces[-1]
-    assert trace["items"][name] == {"category": "b", "brand": "y", "price": 0.5}
+    assert trace["items"][name] == {"title": "Cheap", "category": "b", "brand": "y", "price": 0.5}
     assert "fresh" in trace["sources"][name]["ranks"]
     upsert(cloud, item_id=name, deleted=True)
 
